@@ -1,0 +1,257 @@
+"""What a trace leaves behind: plain, frozen data. No tensor, frame or module is held here, and nothing here needs torch."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal
+
+Kind = Literal["parameter", "leaf", "non-leaf", "constant"]
+Severity = Literal["error", "warning", "info"]
+Reason = Literal[
+    "requires_grad_false",
+    "frozen",
+    "requires_grad_too_late",
+    "integer_dtype",
+    "no_grad",
+    "inference_mode",
+    "detached",
+    "not_differentiable",
+    "unused",
+    "cut_upstream",
+    "custom_backward_none",
+    "backward_inputs",
+    "after_backward",
+    "no_backward",
+    "backward_failed",
+    "replaced_in_place",
+    "inside_transform",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in the person's code.
+
+    Attributes:
+        file: file name as Python knows it (for a notebook cell, the name the shell compiled it under).
+        line: first line, counted as the notebook's margin does.
+        function: the enclosing function, or None at the top level.
+        cell: execution count of the notebook cell that holds the code, or None for a file.
+        own: True when the code stands in the traced cell itself.
+        text: source of the statement or expression, on one line.
+    """
+
+    file: str
+    line: int
+    function: str | None = None
+    cell: int | None = None
+    own: bool = False
+    text: str = ""
+
+    def __str__(self) -> str:
+        """``line 5`` in the traced cell, ``In [3]:5`` in another cell, ``resnet.py:92`` in a file."""
+        if self.own:
+            return f"line {self.line}"
+        if self.cell is not None:
+            return f"In [{self.cell}]:{self.line}"
+        return f"{PurePath(self.file).name}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class GradStats:
+    """Statistics of one gradient.
+
+    Attributes:
+        norm: Euclidean norm over all elements (of the magnitudes, for complex gradients).
+        rms: ``norm / sqrt(numel)``; 0.0 without elements.
+        mean, min, max: over all elements; NaN without elements; of the magnitudes for complex gradients.
+        zero_fraction: share of elements that are exactly zero, 0.0 to 1.0.
+        nan_count, inf_count: number of NaN and infinite elements.
+        numel: number of elements (of stored values, for a sparse gradient).
+        values: the elements in row-major order when there are at most 6, else None.
+    """
+
+    norm: float
+    rms: float
+    mean: float
+    min: float
+    max: float
+    zero_fraction: float
+    nan_count: int
+    inf_count: int
+    numel: int
+    values: tuple[float | complex, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GradSeries:
+    """Every gradient that reached a row, in the order of arrival; the arrays have equal length.
+
+    Attributes:
+        passes: index into ``Report.passes``.
+        occurrences: which occurrence of the row received it, from 0.
+        norm, min, max, zero_fraction: see `GradStats`.
+        nan_count: number of NaN elements.
+    """
+
+    passes: array[int] = field(default_factory=lambda: array("l"))
+    occurrences: array[int] = field(default_factory=lambda: array("l"))
+    norm: array[float] = field(default_factory=lambda: array("d"))
+    min: array[float] = field(default_factory=lambda: array("d"))
+    max: array[float] = field(default_factory=lambda: array("d"))
+    zero_fraction: array[float] = field(default_factory=lambda: array("d"))
+    nan_count: array[int] = field(default_factory=lambda: array("q"))
+
+    def __len__(self) -> int:
+        return len(self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class InnerStep:
+    """An autograd node no Python code ever saw, inside a composite or fused operation.
+
+    Attributes:
+        grad_fn: name of the node, such as ``SoftmaxBackward0``.
+        shape: shape of the tensor the node made, or None where PyTorch does not tell.
+        grad: statistics of the last gradient that reached it, or None.
+    """
+
+    grad_fn: str
+    shape: tuple[int, ...] | None
+    grad: GradStats | None
+
+
+def _gone() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRow:
+    """One place in the code that makes one tensor; it may have occurred many times.
+
+    Attributes:
+        name: the name the tensor is bound to (``y``, ``self.h``, ``hs[t]``), or None.
+        aliases: further names it is known by (inside the function that made it, or in the namespace afterwards).
+        expression: source text that made it.
+        op: what made it, in PyTorch's words (``matmul``, ``linear``).
+        grad_fn: name of the autograd node, or None.
+        location: where the person's code made it (for a leaf from an earlier cell, where it was first used).
+        cell_line: the traced cell's own line that was running then, or None.
+        module: path of the ``nn.Module`` that was running, with the variable's name in front, or None.
+        module_type: class name of that module, or None.
+        kind: ``parameter``, ``leaf``, ``non-leaf`` or ``constant``.
+        shape, dtype, device: of the last occurrence.
+        count: occurrences.
+        grad: statistics of the last occurrence's gradient, or None.
+        grads: every gradient that reached the row, per occurrence and pass.
+        reason: why there is no gradient; None when there is one.
+        culprit: where the code to blame stands, or None.
+        note: one plain remark, with what to write where something can be done; may be empty.
+        inner: the inner steps that belong to the row.
+    """
+
+    name: str | None
+    expression: str
+    op: str
+    grad_fn: str | None
+    location: Location
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    aliases: tuple[str, ...] = ()
+    cell_line: int | None = None
+    module: str | None = None
+    module_type: str | None = None
+    count: int = 1
+    grad: GradStats | None = None
+    grads: GradSeries = field(default_factory=GradSeries, repr=False)
+    reason: Reason | None = None
+    culprit: Location | None = None
+    note: str = ""
+    inner: tuple[InnerStep, ...] = ()
+    find_tensor: Callable[[], Any] = field(default=_gone, repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The name, or else the expression."""
+        return self.name or self.expression
+
+    @property
+    def file(self) -> str:
+        """File (or cell) of the code that made the tensor."""
+        return self.location.file
+
+    @property
+    def line(self) -> int:
+        """Line of the code that made the tensor, within `file`."""
+        return self.location.line
+
+    @property
+    def function(self) -> str | None:
+        """Function that made the tensor, or None at the top level."""
+        return self.location.function
+
+    @property
+    def tensor(self) -> Any:
+        """The live tensor of the last occurrence, or None when it is gone (a weak look-up)."""
+        return self.find_tensor()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardPass:
+    """One run of backward.
+
+    Attributes:
+        root: name or expression of the tensor it started from.
+        value: the root's value when it is a scalar, else None.
+        location: where backward was called; None when gradtrace ran it.
+        run_by: ``cell`` or ``gradtrace``.
+        function: what ran: ``backward`` or ``autograd.grad``.
+        seconds: wall time of the pass, without gradtrace's own preparation.
+        error: text of the error it raised, or None.
+    """
+
+    root: str
+    value: float | None = None
+    location: Location | None = None
+    run_by: Literal["cell", "gradtrace"] = "cell"
+    function: Literal["backward", "autograd.grad"] = "backward"
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def line(self) -> int | None:
+        """The traced cell's line that called backward, or None."""
+        return self.location.line if self.location is not None else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something worth saying about the run.
+
+    Attributes:
+        kind: a stable identifier, such as ``no_scalar`` or ``backward_failed``.
+        severity: ``error``, ``warning`` or ``info``.
+        message: one or two plain sentences with the person's names and lines.
+        hint: the code to write instead, or what to do; may be empty.
+        location: the line to blame, or None.
+        rows: indices into ``Report.rows``.
+        detail: PyTorch's own words, unabridged; may be empty.
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    hint: str = ""
+    location: Location | None = None
+    rows: tuple[int, ...] = ()
+    detail: str = ""
+
+    @property
+    def line(self) -> int | None:
+        """The line to blame, or None."""
+        return self.location.line if self.location is not None else None
