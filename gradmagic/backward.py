@@ -1,0 +1,295 @@
+"""Which tensor backward starts from, running it, and the ledger of every pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .graph import Listener
+from .guest import GuestParty, guest_of
+from .places import Gradient, Path, Place
+from .recorder import Interceptor, Recorder, tensors_in
+from .statistics import measure
+
+PassFunction = Literal["backward", "autograd.grad"]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One run of backward, while the cell still runs.
+
+    Attributes:
+        roots: places it started from.
+        path: where it was called; None when gradtrace ran it.
+        function: ``backward`` or ``autograd.grad``.
+        frees_graph: whether the graph could not be used again afterwards.
+        clock: the recorder's clock when it ran: what was made later has no part in it.
+        limited: places named by ``backward(inputs=...)``, or None.
+        reached: places on the way from the roots to the leaves.
+        value: weak look-up of the root, for its value.
+    """
+
+    roots: list[Place]
+    path: Path | None
+    function: PassFunction
+    frees_graph: bool
+    clock: int
+    value: float | None = None
+    limited: set[int] | None = None
+    reached: set[int] = field(default_factory=set)
+    received_by: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Ledger:
+    """Every backward pass of a trace, in order.
+
+    Attributes:
+        passes: the passes.
+    """
+
+    def __init__(self, zero_grad: bool) -> None:
+        self.passes: list[Pass] = []
+        self._zero_grad = zero_grad
+        self._zeroed: set[int] = set()
+        self._recorder: Recorder | None = None
+
+    def interceptors(self) -> dict[Any, Interceptor]:
+        """The torch functions that run backward, and what to run in their place."""
+        return {
+            Tensor.backward: self._tensor_backward,
+            torch.autograd.backward: self._autograd_backward,
+            torch.autograd.grad: self._autograd_grad,
+        }
+
+    def watch(self, recorder: Recorder) -> None:
+        """Work for this recorder."""
+        self._recorder = recorder
+
+    def release(self) -> None:
+        """Let go of the recorder."""
+        self._recorder = None
+
+    @property
+    def ran_by_cell(self) -> bool:
+        """Whether the cell itself ran backward (``autograd.grad`` alone does not count)."""
+        return any(done.function == "backward" and done.path is not None for done in self.passes)
+
+    # ---- passes that the cell runs
+
+    def _tensor_backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = _argument(args, kwargs, 4, "inputs")
+        keeps = _argument(args, kwargs, 2, "retain_graph"), _argument(args, kwargs, 3, "create_graph")
+        with self._running("backward", args[:1], inputs, keeps):
+            return func(*args, **kwargs)
+
+    def _autograd_backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        roots = _argument(args, kwargs, 0, "tensors")
+        inputs = _argument(args, kwargs, 5, "inputs")
+        keeps = _argument(args, kwargs, 2, "retain_graph"), _argument(args, kwargs, 3, "create_graph")
+        with self._running("backward", roots, inputs, keeps):
+            return func(*args, **kwargs)
+
+    def _autograd_grad(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        roots = _argument(args, kwargs, 0, "outputs")
+        inputs = _argument(args, kwargs, 1, "inputs")
+        keeps = _argument(args, kwargs, 3, "retain_graph"), _argument(args, kwargs, 4, "create_graph")
+        with self._running("autograd.grad", roots, inputs, keeps) as done:
+            result = func(*args, **kwargs)
+            self._returned(done, inputs, result)
+        return result
+
+    def _returned(self, done: Pass | None, inputs: Any, gradients: Any) -> None:
+        """Gradients that ``autograd.grad`` returns flow past the hooks of the tensors they were asked for."""
+        recorder = self._recorder
+        if recorder is None or done is None:
+            return
+        for (_, tensor), (_, gradient) in zip(tensors_in(inputs), _results(gradients), strict=False):
+            entry = recorder.entry(tensor)
+            if entry is not None and entry.place is not None and gradient is not None:
+                if entry.place.index not in done.received_by:
+                    found = Gradient(self.passes.index(done), entry.occurrence, measure(gradient))
+                    entry.place.gradients.append(found)
+                    done.received_by.add(entry.place.index)
+
+    @contextmanager
+    def _running(
+        self, function: PassFunction, roots: Any, inputs: Any, keeps: tuple[Any, Any]
+    ) -> Iterator[Pass | None]:
+        """Listen to a pass that the cell runs."""
+        recorder = self._recorder
+        if recorder is None:
+            yield None
+            return
+        # Two frames of contextlib and one of ours lie between here and the recorder's handler.
+        with self._listening(recorder, recorder.here(4), function, [t for _, t in tensors_in(roots)]) as done:
+            keep, create = keeps
+            done.frees_graph = not (create if keep is None else keep)
+            if inputs is not None:
+                entries = [recorder.entry(tensor) for _, tensor in tensors_in(inputs)]
+                done.limited = {entry.place.index for entry in entries if entry and entry.place}
+            yield done
+
+    @contextmanager
+    def _listening(
+        self, recorder: Recorder, path: Path, function: PassFunction, roots: Sequence[Tensor]
+    ) -> Iterator[Pass]:
+        listener = Listener(recorder, len(self.passes), path)
+        done = Pass([], path, function, True, recorder.tick())
+        self.passes.append(done)
+        with torch._C.DisableTorchFunction():
+            self._prepare(recorder, listener, done, roots)
+        start = time.perf_counter()
+        try:
+            yield done
+        except BaseException as error:  # noted, and passed on: the person's own
+            done.error = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            done.seconds = time.perf_counter() - start
+            listener.detach()
+            done.received_by |= listener.received_by
+
+    def _prepare(self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor]) -> None:
+        try:
+            leaves = listener.attach(roots)
+            done.reached = listener.reached
+            done.roots = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
+            done.value = _scalar(roots)
+            if done.function == "backward":
+                recorder.retain()
+                self._clear(leaves)
+        except Exception as error:  # a fault of ours must not keep backward from running
+            recorder.failures.append(f"backward: {type(error).__name__}: {error}")
+
+    def _clear(self, leaves: Sequence[Tensor]) -> None:
+        """``--zero-grad``: the first pass that reaches a leaf starts from an empty ``.grad``."""
+        if not self._zero_grad:
+            return
+        for leaf in leaves:
+            if id(leaf) not in self._zeroed:
+                self._zeroed.add(id(leaf))
+                leaf.grad = None
+
+    # ---- the pass that gradtrace runs
+
+    def run(self, root: Tensor) -> None:
+        """Run backward from `root` as the person would; the gradients it leaves are guests.
+
+        Raises:
+            KeyboardInterrupt: when the person interrupts; any error of backward itself is noted in the ledger.
+        """
+        recorder = self._recorder
+        assert recorder is not None
+        path = recorder.here()
+        try:
+            with self._listening(recorder, path, "backward", [root]) as done:
+                done.path, done.frees_graph = None, False
+                with _Visit(recorder, self._zero_grad), _same_random_numbers():
+                    torch.autograd.backward(root, retain_graph=True)
+        except Exception:  # noqa: S110  # backward's own error is in the ledger; the report retells it
+            pass
+
+
+class _Visit:
+    """Around gradtrace's own backward: earlier guests leave before it, its gradients are guests after it."""
+
+    def __init__(self, recorder: Recorder, forget: bool) -> None:
+        self._recorder = recorder
+        self._forget = forget
+        self._before: list[tuple[Tensor, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        for tensor, _ in self._recorder.alive():
+            if tensor.requires_grad and (tensor.is_leaf or tensor.retains_grad):
+                guest = guest_of(tensor)
+                if guest is not None:
+                    guest.leave()
+                self._before.append((tensor, None if self._forget and tensor.is_leaf else tensor.grad))
+                # Set aside, not added to in place: the person may hold this very tensor.
+                tensor.grad = None
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        party = GuestParty()
+        for tensor, before in self._before:
+            if tensor.grad is None or failed is not None:
+                tensor.grad = before
+                continue
+            if before is not None:
+                with torch.no_grad():
+                    tensor.grad = before + tensor.grad
+            party.invite(tensor, before)
+        self._before.clear()
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """The cell's random stream goes on as if backward had not run (a recomputed dropout draws from it)."""
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
+def _results(value: Any) -> Iterator[tuple[int, Tensor | None]]:
+    """The gradients ``autograd.grad`` returned, with the Nones of unused inputs kept in place."""
+    values = value if isinstance(value, (tuple, list)) else list(value.values()) if isinstance(value, dict) else [value]
+    yield from enumerate(values)
+
+
+def _scalar(roots: Sequence[Tensor]) -> float | None:
+    """The root's value, when reading it costs no wait for a device."""
+    if len(roots) != 1 or roots[0].numel() != 1 or roots[0].device.type != "cpu" or roots[0].is_complex():
+        return None
+    return float(roots[0].detach().item())
+
+
+def is_scalar(value: object) -> bool:
+    """Whether backward could start here: one real number with a grad_fn."""
+    return (
+        isinstance(value, Tensor)
+        and value.numel() == 1
+        and value.grad_fn is not None
+        and not value.is_complex()
+        and not value.is_meta
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RootChoice:
+    """The tensor to start from, or why there is none; and what else it could have been."""
+
+    root: Tensor | None
+    candidates: tuple[Tensor, ...] = ()
+
+
+def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder) -> RootChoice:
+    """Choose the root as DESIGN's "The root" says.
+
+    Args:
+        offered: value of the cell's last expression.
+        named: names of the tensors in the namespace, by id.
+        recorder: knows which tensors this cell made, and when.
+    """
+    made = [
+        (entry.place.last_clock, tensor)
+        for tensor, entry in recorder.alive()
+        if entry.place is not None and is_scalar(tensor) and recorder.made_here(tensor)
+    ]
+    made.sort(key=lambda pair: pair[0])
+    scalars = [tensor for _, tensor in made]
+    bound = [tensor for tensor in scalars if id(tensor) in named]
+    last = (bound or scalars)[-1] if scalars else None
+    root = offered if isinstance(offered, Tensor) and is_scalar(offered) else last
+    others = tuple(tensor for tensor in bound if tensor is not root)
+    return RootChoice(root, others)

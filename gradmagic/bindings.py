@@ -1,0 +1,146 @@
+"""What a statement binds an expression's value to, and whether its function hands the value on to the caller."""
+
+from __future__ import annotations
+
+import ast
+
+from .source_tree import COMPREHENSIONS, SourceTree, walk_scope
+
+Position = tuple[int | str, ...]
+"""Where a tensor stands in what an operation returned: () for the whole, (1, 0) for ``result[1][0]``."""
+
+_SAME_ITEMS = frozenset({"iter", "list", "tuple"})
+
+
+class Binding:
+    """What one statement binds a result to, and whether its function hands the result on to the caller."""
+
+    def __init__(self, tree: SourceTree, node: ast.AST, position: Position) -> None:
+        self._tree = tree
+        self._node = node
+        self._position = position
+        self._names: list[str] = []
+        self.in_loop = False
+        """Whether only the last round of a loop hands its value on (``for m in self: x = m(x)``, ``return x``)."""
+
+    def resolve(self) -> tuple[list[str], Position | None]:
+        """Names bound, and the position in the returned value (None when it is not returned)."""
+        node = self._node
+        if isinstance(node, ast.AugAssign):
+            self._bind(node.target)
+            return self._names, self._returned_later(node)
+        loop = node.generators[0] if isinstance(node, COMPREHENSIONS) else node
+        if isinstance(loop, (ast.For, ast.AsyncFor, ast.comprehension)):
+            self._bind(loop.target, self._position[1:])
+            return self._names, None
+        if isinstance(getattr(node, "ctx", None), ast.Store):
+            return self._stored(node)
+        return self._names, self._climb(node)
+
+    def _stored(self, node: ast.AST) -> tuple[list[str], Position | None]:
+        if isinstance(node, ast.Subscript):
+            # ``y[0] = 0`` changes ``y``.
+            self._names.append(self._tree.text(node.value))
+        elif isinstance(node, (ast.Tuple, ast.List)):
+            self._bind(node, self._position)
+        return self._names, None
+
+    def _climb(self, node: ast.AST) -> Position | None:
+        current: ast.AST | None = node
+        while current is not None:
+            parent = self._tree.parents.get(current)
+            if isinstance(parent, (ast.Return, ast.Lambda)):
+                return self._position
+            if isinstance(parent, (ast.Assign, ast.AnnAssign)):
+                return self._assign(parent)
+            if isinstance(parent, (ast.For, ast.comprehension)) and current is parent.iter:
+                self._bind(parent.target, self._position[1:])
+                return None
+            current = parent if parent is not None and self._passes_through(current, parent) else None
+        return None
+
+    def _passes_through(self, node: ast.AST, parent: ast.AST) -> bool:
+        """Whether the value of `parent` holds the value of `node`; moves the position along."""
+        if isinstance(parent, ast.NamedExpr):
+            self._bind(parent.target)
+            return True
+        if isinstance(parent, (ast.Tuple, ast.List)):
+            if any(isinstance(element, ast.Starred) for element in parent.elts):
+                return False
+            self._position = (parent.elts.index(node), *self._position)  # type: ignore[arg-type]  # a child of it
+            return True
+        if isinstance(parent, ast.Subscript) and node is parent.value and isinstance(parent.slice, ast.Constant):
+            if not self._position or parent.slice.value != self._position[0]:
+                return False
+            self._position = self._position[1:]
+            return True
+        if isinstance(parent, ast.IfExp):
+            return node is not parent.test
+        if isinstance(parent, ast.Call):
+            # ``iter(x.unbind())``, as in Tensor.__iter__, and its like hold the same tensors in the same order.
+            return isinstance(parent.func, ast.Name) and parent.func.id in _SAME_ITEMS and node in parent.args
+        return isinstance(parent, (ast.BoolOp, ast.Await))
+
+    def _assign(self, statement: ast.Assign | ast.AnnAssign) -> Position | None:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for target in targets:
+            self._bind(target, self._position)
+        return self._returned_later(statement)
+
+    def _bind(self, target: ast.expr, position: Position = ()) -> None:
+        if isinstance(target, (ast.Tuple, ast.List)):
+            if position and isinstance(position[0], int):
+                element = _element(target.elts, position[0])
+                if element is not None:
+                    self._bind(element, position[1:])
+            return
+        text = self._tree.text(target)
+        self._names.append(text + "".join(f"[{step!r}]" for step in position))
+
+    def _returned_later(self, statement: ast.stmt) -> Position | None:
+        """Position in the return value when the name bound here is what the function returns."""
+        scope = self._tree.scope_of(statement)
+        if isinstance(scope, ast.Module) or not self._names:
+            return None
+        returns = [n for n in walk_scope(scope) if isinstance(n, ast.Return) and n.lineno > statement.lineno]
+        for found in sorted(returns, key=lambda n: n.lineno):
+            for name in self._names:
+                position = self._position_in(found.value, name)
+                if position is not None and not self._rebound(scope, name, statement, found):
+                    self.in_loop = self._leaves_loop(statement, found)
+                    return position
+        return None
+
+    def _leaves_loop(self, inner: ast.stmt, outer: ast.stmt) -> bool:
+        outside = set(self._tree.blocks_of(outer))
+        loops = (ast.For, ast.While, ast.AsyncFor)
+        return any(isinstance(block, loops) and block not in outside for block in self._tree.blocks_of(inner))
+
+    def _position_in(self, value: ast.expr | None, name: str) -> Position | None:
+        if value is None:
+            return None
+        if isinstance(value, ast.Tuple):
+            texts = [self._tree.text(element) for element in value.elts]
+            return (texts.index(name),) if name in texts else None
+        return () if self._tree.text(value) == name else None
+
+    def _rebound(self, scope: ast.AST, name: str, after: ast.stmt, before: ast.stmt) -> bool:
+        """Whether every way from `after` to `before` binds the name anew."""
+        around = {*self._tree.blocks_of(before), *self._tree.blocks_of(after)}
+        for node in walk_scope(scope):
+            if isinstance(node, (ast.Assign, ast.AugAssign)) and after.lineno < node.lineno < before.lineno:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(self._tree.text(t) == name for t in targets) and around.issuperset(
+                    self._tree.blocks_of(node)
+                ):
+                    return True
+        return False
+
+
+def _element(elements: list[ast.expr], index: int) -> ast.expr | None:
+    for place, element in enumerate(elements):
+        if isinstance(element, ast.Starred):
+            return None
+        if place == index:
+            return element
+    return None

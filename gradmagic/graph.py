@@ -1,0 +1,219 @@
+"""Listening to one backward pass: every autograd node between the roots and the leaves, as gradients flow through it.
+
+The graph is walked just before the pass, so nothing is hooked that backward does not reach, and tensors that died
+long ago are found through their nodes. Hooks sit on the nodes (``Node.register_prehook``): those run after every
+tensor hook of the person's, so a gradient that such a hook changed is seen as changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .places import Gradient, InnerNode, Path
+from .recorder import Recorder
+from .statistics import Pending, measure
+
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
+_Owner = tuple[int, int]
+"""Index of a place, and which of its occurrences."""
+
+
+class _KnownNode:
+    """Prehook of a node whose outputs have places."""
+
+    __slots__ = ("grad_fn", "layout", "listener", "marks", "shapes")
+
+    def __init__(self, listener: Listener, node: Any, marks: dict[int, _Owner]) -> None:
+        self.listener = listener
+        self.marks = marks
+        self.grad_fn = _name_of(node)
+        self.shapes = shapes_of(node)
+        # AccumulateGrad stores the gradient in the leaf's own memory layout.
+        self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        for output, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if output in self.marks:
+                self.listener.received(*self.marks[output], gradient, self.layout)
+            else:
+                self.listener.received_unclaimed(self, output, gradient)
+
+
+class _InnerHook:
+    """Prehook of a node that Python never saw."""
+
+    __slots__ = ("inner", "listener")
+
+    def __init__(self, listener: Listener, inner: InnerNode) -> None:
+        self.listener = listener
+        self.inner = inner
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        for output, gradient in enumerate(gradients):
+            if gradient is not None:
+                self.listener.received_inside(self.inner, output, gradient)
+
+
+class Listener:
+    """Walks the graph of one pass, hooks its nodes, and takes the hooks off again.
+
+    Attributes:
+        reached: indices of the places on the way from the roots to the leaves.
+        leaves: the leaves the pass can reach, while it is set up.
+        received_by: indices of the places a gradient arrived at.
+    """
+
+    def __init__(self, recorder: Recorder, pass_index: int, path: Path) -> None:
+        self._recorder = recorder
+        self._pass = pass_index
+        self._path = path
+        self._handles: list[Any] = []
+        self._inner_counts: dict[tuple[int, int], int] = {}
+        self._marks: dict[int, dict[int, _Owner]] = {}
+        self.reached: set[int] = set()
+        self.received_by: set[int] = set()
+
+    def attach(self, roots: Sequence[Tensor]) -> list[Tensor]:
+        """Hook every node below the roots; returns the leaves found."""
+        leaves: list[Tensor] = []
+        seen: dict[int, Any] = {}
+        used: dict[int, set[int]] = {}
+        pending: list[tuple[Any, int, _Owner | None]] = []
+        for root in roots:
+            self._recorder.used(root, self._path)
+            pending.append((_node_of(root), root.output_nr, None))
+        while pending:
+            node, output, consumer = pending.pop()
+            if node is None:
+                continue
+            used.setdefault(id(node), set()).add(output)
+            if id(node) in seen:
+                continue
+            seen[id(node)] = node
+            owner = self._listen(node, consumer, leaves)
+            pending.extend((parent, number, owner) for parent, number in reversed(node.next_functions))
+        self._note_reached(seen, used)
+        return leaves
+
+    def _note_reached(self, nodes: dict[int, Any], used: dict[int, set[int]]) -> None:
+        """Of a node with several outputs, only those that somebody used lie on the way."""
+        for key, node in nodes.items():
+            marks = self._marks.get(key) or {}
+            self.reached.update(place for output, (place, _) in marks.items() if output in used[key])
+        self._marks.clear()
+
+    def detach(self) -> None:
+        """Take every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _listen(self, node: Any, consumer: _Owner | None, leaves: list[Tensor]) -> _Owner | None:
+        """Hook one node; returns the place it belongs to, which also owns the unseen nodes behind it."""
+        recorder = self._recorder
+        marks = recorder.marks(node)
+        known = len(recorder.places)
+        path = recorder.places[consumer[0]].path if consumer is not None else self._path
+        if node.name() == _ACCUMULATE:
+            leaves.append(node.variable)
+            marks = self._marks_of_leaf(node.variable, path)
+        elif marks is None and getattr(node, "_forward_cls", None) is not None and shapes_of(node):
+            recorder.function_node(node, path)
+            marks = recorder.marks(node)
+        if not marks:
+            return self._listen_inside(node, consumer)
+        for late in recorder.places[known:]:
+            if late.is_leaf and consumer is not None:
+                late.order = recorder.places[consumer[0]].order - 0.25
+        self._marks[id(node)] = marks
+        if consumer is not None:
+            recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
+        self._handles.append(node.register_prehook(_KnownNode(self, node, marks)))
+        return next(iter(marks.values()))
+
+    def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, _Owner] | None:
+        place = self._recorder.used(leaf, path)
+        entry = self._recorder.entry(leaf)
+        return {0: (place.index, entry.occurrence)} if place is not None and entry is not None else None
+
+    def _listen_inside(self, node: Any, consumer: _Owner | None) -> _Owner | None:
+        if consumer is None:
+            return None
+        # The k-th unseen node of every occurrence is the same inner step.
+        number = self._inner_counts.get(consumer, 0)
+        self._inner_counts[consumer] = number + 1
+        steps = self._recorder.places[consumer[0]].inner
+        name = _name_of(node)
+        if number >= len(steps):
+            steps.append(InnerNode(name, shapes_of(node)))
+        elif steps[number].grad_fn != name:
+            steps.insert(number, InnerNode(name, shapes_of(node)))
+        self._handles.append(node.register_prehook(_InnerHook(self, steps[number])))
+        return consumer
+
+    def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> None:
+        """A gradient arrived at an occurrence of a place."""
+        pending = self._measured(gradient, layout)
+        if pending is not None:
+            self.received_by.add(place)
+            self._recorder.places[place].gradients.append(Gradient(self._pass, occurrence, pending))
+
+    def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> None:
+        """A gradient arrived at an output of a known node that Python never got."""
+        place = self._recorder.places[next(iter(known.marks.values()))[0]]
+        if place.unclaimed is None:
+            place.unclaimed = InnerNode(known.grad_fn, known.shapes)
+        self.received_inside(place.unclaimed, output, gradient)
+
+    def received_inside(self, inner: InnerNode, output: int, gradient: Tensor) -> None:
+        """A gradient arrived at an inner step."""
+        pending = self._measured(gradient, None)
+        if pending is not None:
+            inner.received[output] = pending
+
+    def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
+        try:
+            return measure(gradient, layout)
+        except Exception as error:  # a fault of ours must not become backward's
+            self._recorder.failures.append(f"gradient statistics: {type(error).__name__}: {error}")
+            return None
+
+
+def _node_of(tensor: Tensor) -> Any:
+    """The autograd node a gradient of this tensor flows into first: its grad_fn, or a leaf's AccumulateGrad."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn
+    if not tensor.requires_grad:
+        return None
+    from torch.autograd.graph import get_gradient_edge
+
+    return get_gradient_edge(tensor).node
+
+
+def _name_of(node: Any) -> str:
+    return str(node.name()).removeprefix("torch::autograd::")
+
+
+def _is_strided(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def shapes_of(node: Any) -> list[tuple[int, ...] | None]:
+    """Shapes of the tensors a node made; None for one that PyTorch does not tell (nested tensors)."""
+    try:
+        return [_shape(metadata) for metadata in node._input_metadata]
+    except (RuntimeError, AttributeError):  # some fused nodes carry no metadata
+        return []
+
+
+def _shape(metadata: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(metadata.shape)
+    except (RuntimeError, TypeError):
+        return None

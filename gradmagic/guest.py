@@ -1,0 +1,116 @@
+"""Gradients that gradtrace's own backward leaves to look at, and that make way for the person's next backward.
+
+The plain notebook would not have run this backward. So each ``.grad`` it set is a guest: a one-shot tensor hook
+puts back what was there before, as soon as the tensor takes part in another backward, and so does the next step of
+an optimizer. A ``.grad`` that the person has since set, zeroed or changed is theirs and stays.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import TensorWeakRef
+
+from .places import version_of
+
+
+class GuestGradient:
+    """Tensor hook of one tensor whose ``.grad`` is a guest. The tensor alone keeps it alive."""
+
+    # torch.save and pickle would warn about a hook that gets lost (see torch.utils.hooks.unserializable_hook).
+    __torch_unserializable__ = True
+
+    def __init__(self, tensor: Tensor, before: Tensor | None, party: GuestParty) -> None:
+        gradient = tensor.grad
+        assert gradient is not None
+        self._tensor = TensorWeakRef(tensor)
+        self._gradient = TensorWeakRef(gradient)
+        self._version = version_of(gradient)
+        self._before = before
+        self._party = party
+        self._handle = tensor.register_hook(self)
+
+    def __call__(self, _: Tensor) -> None:
+        """The tensor takes part in another backward."""
+        if self in self._party:
+            # The other leaves' guests leave too: a total norm over all parameters must not see them.
+            self._party.leave()
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Put back what ``.grad`` held before, unless the person has changed it."""
+        self._handle.remove()
+        self._party.forget(self)
+        tensor, guest = self._tensor(), self._gradient()
+        if tensor is not None and guest is not None and tensor.grad is guest and version_of(guest) == self._version:
+            tensor.grad = self._before
+        self._before = None
+
+
+class GuestParty:
+    """The leaves' guests of one backward. It lives as long as one of them does."""
+
+    def __init__(self) -> None:
+        self._leaves: weakref.WeakSet[GuestGradient] = weakref.WeakSet()
+        self._before_step: _BeforeStep | None = None
+
+    def __contains__(self, guest: GuestGradient) -> bool:
+        return guest in self._leaves
+
+    def invite(self, tensor: Tensor, before: Tensor | None) -> None:
+        """Make the tensor's present ``.grad`` a guest that gives way to `before`."""
+        guest = GuestGradient(tensor, before, self)
+        if tensor.is_leaf:
+            self._leaves.add(guest)
+            self._before_step = self._before_step or _BeforeStep(self)
+
+    def leave(self) -> None:
+        """All leaves' guests leave."""
+        for guest in list(self._leaves):
+            guest.leave()
+
+    def forget(self, guest: GuestGradient) -> None:
+        """A guest has left."""
+        self._leaves.discard(guest)
+        if not self._leaves and self._before_step is not None:
+            self._before_step.party_is_over()
+
+
+class _BeforeStep:
+    """One-shot hook before any optimizer's step: the guests leave, so that the step does not see them."""
+
+    def __init__(self, party: GuestParty) -> None:
+        self._party = weakref.ref(party)
+        self._held: GuestParty | None = None
+        self._handle = register_optimizer_step_pre_hook(self)
+        # When the leaves die before any step, their guests die with them, and the party with those.
+        weakref.finalize(party, self._handle.remove)
+
+    def __call__(self, *_: object) -> None:
+        # Held, because the party's end would take this hook out of the dict that PyTorch is walking through.
+        self._held = self._party()
+        if self._held is not None:
+            self._held.leave()
+        self._sweep()
+
+    def party_is_over(self) -> None:
+        if self._held is None:
+            self._handle.remove()
+
+    def _sweep(self) -> None:
+        """Take our hooks out, when nothing follows in PyTorch's walk: a dict must not change before its last item."""
+        hooks = self._handle.hooks_dict_ref()
+        if hooks is None or next(reversed(hooks.values()), None) is not self:
+            return
+        for hook in [hook for hook in hooks.values() if isinstance(hook, _BeforeStep)]:
+            hook._handle.remove()
+            hook._held = None
+
+
+def guest_of(tensor: Tensor) -> GuestGradient | None:
+    """The guest hook on a tensor, or None."""
+    hooks = tensor._backward_hooks or {}
+    return next((hook for hook in hooks.values() if isinstance(hook, GuestGradient)), None)

@@ -1,0 +1,92 @@
+"""What the person's variables hold after the cell: names of tensors and modules, by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_DEPTH = 3
+_ITEMS = 2_000
+"""Containers are looked into this far; a list of a million numbers is not worth a wait."""
+
+_SHELL_NAMES = frozenset({"In", "Out", "exit", "quit", "get_ipython", "open"})
+
+
+@dataclass(slots=True)
+class Namespace:
+    """Names by ``id``. The first name found for an object is the shortest way to it.
+
+    Attributes:
+        tensors: names of each tensor: ``y``, ``hs[3]``, ``state['w']``, ``layer.out``.
+        modules: the name of each module.
+        found: the named tensors themselves, while the trace is being finished.
+    """
+
+    tensors: dict[int, list[str]] = field(default_factory=dict)
+    modules: dict[int, str] = field(default_factory=dict)
+    found: list[Any] = field(default_factory=list)
+
+    def name_of(self, tensor: object) -> str | None:
+        """The first name of a tensor, or None."""
+        names = self.tensors.get(id(tensor))
+        return names[0] if names else None
+
+
+def look_through(variables: Mapping[str, Any], is_tensor: _Test, is_module: _Test) -> Namespace:
+    """Collect names level by level: plain variables first, then what lies in containers and attributes."""
+    namespace = Namespace()
+    visited: set[int] = set()
+    level = [(name, value) for name, value in variables.items() if _is_persons(name)]
+    for depth in range(_DEPTH + 1):
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            if is_tensor(value):
+                _note_tensor(namespace, name, value)
+            elif is_module(value):
+                namespace.modules.setdefault(id(value), name)
+            if depth < _DEPTH and not is_tensor(value) and id(value) not in visited:
+                visited.add(id(value))
+                below.extend(_inside(name, value, is_module(value)))
+        level = below
+    return namespace
+
+
+_Test = Callable[[Any], bool]
+
+
+def _is_persons(name: str) -> bool:
+    return not name.startswith("_") and name not in _SHELL_NAMES
+
+
+def _note_tensor(namespace: Namespace, name: str, tensor: Any) -> None:
+    names = namespace.tensors.setdefault(id(tensor), [])
+    if not names:
+        namespace.found.append(tensor)
+    if name not in names and len(names) < 4:
+        names.append(name)
+
+
+def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]:
+    """Items of a plain container, attributes of a plain object; nothing of the person's is called."""
+    if type(value) in (list, tuple) and len(value) <= _ITEMS:
+        yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
+    elif type(value) is dict and len(value) <= _ITEMS:
+        yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int)))
+    elif _has_plain_attributes(value):
+        attributes = object.__getattribute__(value, "__dict__")
+        yield from ((f"{name}.{key}", item) for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_")
+        if is_module:
+            # Kept by nn.Module apart from its other attributes; parameters are named through named_parameters.
+            children = attributes.get("_modules") or {}
+            yield from ((f"{name}.{key}", item) for key, item in children.items())
+
+
+def _has_plain_attributes(value: Any) -> bool:
+    kind = type(value)
+    if isinstance(value, type) or callable(value) and not hasattr(kind, "forward") and kind.__module__ == "builtins":
+        return False
+    try:
+        return type(object.__getattribute__(value, "__dict__")) is dict and kind.__name__ != "module"
+    except AttributeError:
+        return False

@@ -1,0 +1,138 @@
+"""What the recorder keeps while the cell runs: places, their gradients, and what is known of each tensor.
+
+Nothing here holds a tensor, a frame or a module, except weakly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+from .bindings import Position
+from .modules import ModuleMark
+from .sources import Site
+from .statistics import Pending
+
+
+class Path:
+    """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
+
+    __slots__ = ("function_apply", "module", "sites")
+
+    def __init__(self, sites: tuple[Site, ...], module: ModuleMark | None, function_apply: int | None) -> None:
+        self.sites = sites
+        self.module = module
+        self.function_apply = function_apply
+        """Index of the site in ``autograd.Function.apply`` when the call is inside a custom forward."""
+
+
+class Gradient:
+    """One gradient that reached a place."""
+
+    __slots__ = ("occurrence", "pass_index", "pending")
+
+    def __init__(self, pass_index: int, occurrence: int, pending: Pending) -> None:
+        self.pass_index = pass_index
+        self.occurrence = occurrence
+        self.pending = pending
+
+
+class InnerNode:
+    """An autograd node inside a place's operation that Python never saw, or outputs of one that it never got."""
+
+    __slots__ = ("grad_fn", "received", "shapes")
+
+    def __init__(self, grad_fn: str, shapes: Sequence[tuple[int, ...] | None]) -> None:
+        self.grad_fn = grad_fn
+        self.shapes = shapes
+        self.received: dict[int, Pending] = {}
+        """The last gradient of each output."""
+
+
+class Place:
+    """One place in the code that makes one tensor, while the cell still runs. Becomes a `TensorRow`."""
+
+    __slots__ = (
+        "adopted",
+        "aliases",
+        "changed",
+        "cleared",
+        "constant_use",
+        "count",
+        "device",
+        "dtype",
+        "grad_enabled",
+        "grad_fn",
+        "gradients",
+        "index",
+        "inference",
+        "inherits",
+        "inner",
+        "input_requires_grad",
+        "is_floating",
+        "is_leaf",
+        "is_parameter",
+        "last_clock",
+        "op",
+        "order",
+        "parents",
+        "path",
+        "position",
+        "ref",
+        "requires_grad",
+        "shape",
+        "transformed",
+        "unclaimed",
+    )
+
+    def __init__(self, index: int, path: Path, op: str, position: Position) -> None:
+        self.index = index
+        self.order = float(index)
+        """Place in the order of execution; one that only the walk of the graph found stands before its consumer."""
+        self.path = path
+        self.op = op
+        self.position = position
+        self.count = 0
+        self.last_clock = 0
+        self.ref: TensorWeakRef | None = None
+        self.grad_fn: str | None = None
+        self.shape: tuple[int, ...] = ()
+        self.dtype = self.device = ""
+        self.requires_grad = self.is_leaf = self.is_parameter = self.is_floating = False
+        self.grad_enabled = True
+        self.inference = self.transformed = self.input_requires_grad = False
+        self.parents: set[int] = set()
+        self.gradients: list[Gradient] = []
+        self.inner: list[InnerNode] = []
+        self.unclaimed: InnerNode | None = None
+        """Outputs of the place's own node that Python never got, such as an LSTM layer's inner states."""
+        self.aliases: list[tuple[Path, Position]] = []
+        self.inherits: Place | None = None
+        self.adopted: tuple[int, int] | None = None
+        """For a tensor not seen at its birth: which argument of how many it was at its first use."""
+        self.constant_use: Path | None = None
+        """Where it was used while it did not require a gradient yet."""
+        self.changed: Path | None = None
+        """Where an in-place operation last gave the tensor a new version."""
+        self.cleared: tuple[int, Path] | None = None
+        """When and where its ``.grad`` was last set to None."""
+
+
+class Entry:
+    """What is known of one tensor object: the place and occurrence of its newest version."""
+
+    __slots__ = ("occurrence", "place", "ref", "requires_grad", "version")
+
+    def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor) -> None:
+        self.ref = ref
+        self.place = place
+        self.occurrence = occurrence
+        self.requires_grad = tensor.requires_grad
+        self.version = version_of(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """In-place version counter; 0 for inference tensors, which have none."""
+    return 0 if tensor.is_inference() else tensor._version

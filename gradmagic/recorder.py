@@ -1,0 +1,498 @@
+"""Which tensors came to be while the cell ran, where, and from what.
+
+A `TorchFunctionMode` sees every Python-level torch call once. Each tensor it returns becomes an occurrence of a
+`Place`; its autograd node is marked with the place's index, so that a later walk of the graph knows it again.
+Only weak references to tensors are kept.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import sys
+from collections.abc import Callable, Collection, Iterator
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import TensorWeakRef
+
+from .bindings import Position
+from .modules import ModuleRegistry
+from .places import Entry, Path, Place, version_of
+from .sources import Site
+
+Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+_MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
+_FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
+_GRADIENT_GETTERS = frozenset({"grad", "_grad"})
+_FOLDED_OUTPUTS = 32
+"""An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
+_SWEEP_AT = 20_000
+
+
+def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
+    """Every tensor in an operation's result or arguments, with its position."""
+    if isinstance(value, Tensor):
+        yield position, value
+    elif isinstance(value, (tuple, list)) and depth:
+        for index, item in enumerate(value):
+            yield from tensors_in(item, (*position, index), depth - 1)
+    elif isinstance(value, dict) and depth:
+        for key, item in value.items():
+            yield from tensors_in(item, (*position, key), depth - 1)
+
+
+def op_name(func: Callable[..., Any]) -> str:
+    """What people call an operation: ``matmul`` for ``Tensor.__matmul__``, ``T`` for the getter of ``Tensor.T``."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return str(name).split(".")[0] if name.startswith("_foreach") else _plain_name(str(name))
+
+
+def _plain_name(name: str) -> str:
+    if not (name.startswith("__") and name.endswith("__")):
+        return name
+    bare = name[2:-2]
+    operators = {"truediv": "div", "rtruediv": "div", "rdiv": "div", "lshift": "lshift", "invert": "bitwise_not"}
+    reflected = ("radd", "rsub", "rmul", "rpow", "rmatmul", "rfloordiv", "rmod")
+    return operators.get(bare) or (bare[1:] if bare in reflected else bare)
+
+
+class Recorder(TorchFunctionMode):
+    """Records tensors from entering to leaving; see the module's text.
+
+    Attributes:
+        places: every place, in order of first execution.
+        modules: the ``nn.Module`` objects that ran.
+        failures: what could not be recorded, and why.
+    """
+
+    def __init__(self, boundary: FrameType | None, interceptors: dict[Any, Interceptor]) -> None:
+        """Prepare a recorder.
+
+        Args:
+            boundary: frames from this one outwards are not the cell's.
+            interceptors: torch functions that are run by somebody else (backward), by function.
+        """
+        super().__init__()
+        self.places: list[Place] = []
+        self.modules = ModuleRegistry()
+        self.failures: list[str] = []
+        self.clock = 0
+        self.mark = object()
+        """Key of this recorder's marks in ``node.metadata``."""
+        self._boundary = boundary
+        self._interceptors = interceptors
+        self._paths: dict[tuple[int, ...], Path] = {}
+        self._by_key: dict[tuple[int, str, Position], Place] = {}
+        self._entries: dict[int, Entry] = {}
+        self._sweep_at = _SWEEP_AT
+        self._applies: dict[int, Path] = {}
+        self._sequence: list[tuple[int, int]] = []
+        """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
+        self._first_node: int = torch._C._autograd._get_sequence_nr()
+
+    def made_here(self, tensor: Tensor) -> bool:
+        """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""
+        node = tensor.grad_fn
+        return node is not None and node._sequence_nr() >= self._first_node
+
+    def release(self) -> None:
+        """Let go of the boundary frame and everything that only mattered while the cell ran."""
+        self._boundary = None
+        self._interceptors = {}
+        self._paths.clear()
+        self._by_key.clear()
+        self._applies.clear()
+
+    def tick(self) -> int:
+        """Count one event."""
+        self.clock += 1
+        return self.clock
+
+    # ---- the hot path
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a torch call and record the tensors it makes."""
+        __tracebackhide__ = True
+        kwargs = kwargs or {}
+        interceptor = self._interceptors.get(func)
+        try:
+            result = interceptor(func, args, kwargs) if interceptor is not None else func(*args, **kwargs)
+        except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
+            error.__traceback__ = _without_our_frames(error.__traceback__)
+            raise
+        if result is None or isinstance(result, (Tensor, tuple, list, dict)):
+            try:
+                with torch._C.DisableTorchFunction():
+                    self._record(func, args, kwargs, result)
+            except Exception as error:  # a fault of ours must not become the person's
+                self.failures.append(f"{op_name(func)}: {type(error).__name__}: {error}")
+        return result
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = op_name(func)
+        outputs = self._outputs(func, name, args, result)
+        if not outputs:
+            return
+        path = self._path(sys._getframe(2))
+        if path.function_apply is not None:
+            self._inside_function(path)
+            return
+        in_place = {id(tensor) for _, tensor in outputs} if _changes_in_place(func, kwargs) else frozenset()
+        parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
+        fold = len(outputs) > _FOLDED_OUTPUTS
+        for position, tensor in outputs:
+            self._output(path, name, () if fold else position, tensor, parents, differentiable)
+
+    def _outputs(self, func: Any, name: str, args: tuple[Any, ...], result: Any) -> list[tuple[Position, Tensor]]:
+        method = getattr(func, "__name__", "")
+        if result is None:
+            if method == "__set__":
+                self._property_set(func, args)
+                return []
+            return list(tensors_in(args[0])) if args and _changes_in_place(func, {}) else []
+        if method == "__get__" and name in _GRADIENT_GETTERS:
+            # A gradient that is looked at is no new tensor.
+            self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result)
+            return []
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return []
+        return list(tensors_in(result))
+
+    def _property_set(self, func: Any, args: tuple[Any, ...]) -> None:
+        if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2 or args[1] is not None:
+            return
+        entry = self.entry(args[0])
+        if entry is not None and entry.place is not None:
+            entry.place.cleared = (self.tick(), self._path(sys._getframe(4)))
+
+    # ---- inputs
+
+    def _consume(
+        self,
+        path: Path,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returned: Collection[int],
+        changed: Collection[int],
+    ) -> tuple[list[Place], bool]:
+        """The places of an operation's inputs, and whether any of them asks for a gradient.
+
+        `returned` are the ids of the inputs that came back as outputs: what they are now is the output's matter.
+        `changed` are those of them that the operation changed in place.
+        """
+        parents = []
+        differentiable = False
+        for position, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
+            if id(tensor) in returned:
+                entry = self.entry(tensor)
+                place = entry.place if entry is not None else None
+                asks = entry.requires_grad if entry is not None else False
+                if entry is None and (id(tensor) not in changed or isinstance(tensor, torch.nn.Parameter)):
+                    place, asks = self._adopt(tensor, path, _argument(position, args)), tensor.requires_grad
+            else:
+                place, asks = self.used(tensor, path, _argument(position, args)), tensor.requires_grad
+            if place is not None:
+                parents.append(place)
+            differentiable = differentiable or asks
+        return parents, differentiable
+
+    def used(self, tensor: Tensor, path: Path, argument: tuple[int, int] = (-1, 0)) -> Place | None:
+        """The place of a tensor that is used at `path`; one that was not seen before is taken in."""
+        entry = self.entry(tensor)
+        if entry is None:
+            return self._adopt(tensor, path, argument)
+        place = entry.place
+        if place is None:
+            return None
+        if entry.requires_grad != tensor.requires_grad:
+            entry.requires_grad = tensor.requires_grad
+            self._describe(place, tensor)
+        elif entry.version != version_of(tensor):
+            self._changed_elsewhere(entry, place, tensor)
+        if not tensor.requires_grad and place.constant_use is None:
+            place.constant_use = path
+        return place
+
+    def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor) -> None:
+        """A view whose base was changed in place has a new autograd node: its own next occurrence."""
+        entry.version = version_of(tensor)
+        node = tensor.grad_fn
+        if node is not None and self.marks(node) is None:
+            entry.occurrence = place.count
+            place.count += 1
+            self._mark(node, tensor, place, entry.occurrence)
+
+    def entry(self, tensor: Tensor) -> Entry | None:
+        """What is known of this very tensor object."""
+        entry = self._entries.get(id(tensor))
+        return entry if entry is not None and entry.ref() is tensor else None
+
+    def _adopt(self, tensor: Tensor, path: Path, argument: tuple[int, int]) -> Place:
+        """Take in a tensor that was not seen at its birth: from an earlier cell, or made by unseen code."""
+        node = tensor.grad_fn
+        marks = self.marks(node) if node is not None else None
+        if marks is not None and tensor.output_nr in marks:
+            index, occurrence = marks[tensor.output_nr]
+            self._remember(tensor, self.places[index], occurrence)
+            return self.places[index]
+        name = "" if node is None else getattr(getattr(node, "_forward_cls", None), "__name__", "")
+        applied = self._applies.pop(node._sequence_nr(), None) if node is not None and name else None
+        lasting = node is None and (tensor.requires_grad or isinstance(tensor, torch.nn.Parameter))
+        key = f"leaf {id(tensor)}" if lasting else f"adopted {argument[0]}"
+        position = (tensor.output_nr,) if applied is not None and tensor.output_nr else ()
+        place = self._place(applied or path, name or key, position)
+        if applied is None:
+            place.adopted = argument
+        place.op = name
+        self._occurrence(place, tensor)
+        if node is not None:
+            self._stand_in_order(place, node)
+        return place
+
+    def _stand_in_order(self, place: Place, node: Any) -> None:
+        """A tensor that is only noticed at its use was made earlier: autograd numbers its nodes as they are made."""
+        later = bisect.bisect_right(self._sequence, (node._sequence_nr(), len(self.places)))
+        if later < len(self._sequence):
+            place.order = self.places[self._sequence[later][1]].order - 0.5
+
+    # ---- outputs
+
+    def _output(
+        self,
+        path: Path,
+        name: str,
+        position: Position,
+        tensor: Tensor,
+        parents: list[Place],
+        differentiable: bool,
+    ) -> None:
+        known = self.entry(tensor)
+        if known is not None:
+            self._returned_again(known, path, name, position, tensor, parents)
+            return
+        place = self._place(path, name, position)
+        place.parents.update(parent.index for parent in parents)
+        place.input_requires_grad = place.input_requires_grad or differentiable
+        self._occurrence(place, tensor)
+
+    def _returned_again(
+        self, known: Entry, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
+    ) -> None:
+        """The operation returned a tensor that was there before: a new version of it, or just the same."""
+        before = known.place
+        node = tensor.grad_fn
+        fresh = node is not None and not (marks := self.marks(node) or {}).get(tensor.output_nr)
+        if before is None:
+            return
+        if name == "detach_" and known.requires_grad:
+            self._new_version(before, path, name, position, tensor, parents)
+            return
+        if node is None or not fresh:
+            known.version = version_of(tensor)
+            if known.requires_grad != tensor.requires_grad:
+                known.requires_grad = tensor.requires_grad
+                self._describe(before, tensor)
+            if len(before.aliases) < 8 and (path, position) not in before.aliases:
+                before.aliases.append((path, position))
+            return
+        self._new_version(before, path, name, position, tensor, parents)
+        base = tensor._base if tensor._is_view() else None
+        base_entry = self.entry(base) if base is not None else None
+        if base is not None and base_entry is not None and base_entry.place is not None:
+            self._new_version(base_entry.place, path, f"{name} on a view", (), base, parents)
+
+    def _new_version(
+        self, before: Place, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
+    ) -> None:
+        place = self._place(path, name, position)
+        place.op = name.split(" ")[0]
+        if place is not before:
+            place.inherits = before
+            before.changed = path
+            place.parents.add(before.index)
+        place.parents.update(parent.index for parent in parents if parent is not place)
+        place.input_requires_grad = True
+        self._occurrence(place, tensor)
+
+    def _place(self, path: Path, name: str, position: Position) -> Place:
+        key = (id(path), name, position)
+        place = self._by_key.get(key)
+        if place is None:
+            place = Place(len(self.places), path, name, position)
+            self._by_key[key] = place
+            self.places.append(place)
+        return place
+
+    def _occurrence(self, place: Place, tensor: Tensor) -> None:
+        occurrence = place.count
+        place.count += 1
+        place.last_clock = self.tick()
+        self._describe(place, tensor)
+        self._remember(tensor, place, occurrence)
+        node = tensor.grad_fn
+        if node is not None and not place.transformed:
+            self._mark(node, tensor, place, occurrence)
+            if not occurrence and place.adopted is None:
+                self._sequence.append((node._sequence_nr(), place.index))
+
+    def _describe(self, place: Place, tensor: Tensor) -> None:
+        place.requires_grad = tensor.requires_grad
+        place.is_leaf = tensor.is_leaf
+        place.is_parameter = isinstance(tensor, torch.nn.Parameter)
+        place.is_floating = tensor.is_floating_point() or tensor.is_complex()
+        place.shape = _shape(tensor)
+        place.dtype = str(tensor.dtype).removeprefix("torch.")
+        place.device = str(tensor.device)
+        place.grad_enabled = torch.is_grad_enabled()
+        place.inference = tensor.is_inference()
+        place.transformed = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+    def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
+        place.ref = TensorWeakRef(tensor)
+        self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor)
+        if len(self._entries) > self._sweep_at:
+            self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
+            self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
+
+    # ---- marks on the graph
+
+    def marks(self, node: Any) -> dict[int, tuple[int, int]] | None:
+        """This recorder's marks on an autograd node: output number -> (place index, occurrence)."""
+        marks: dict[int, tuple[int, int]] | None = node.metadata.get(self.mark)
+        return marks
+
+    def _mark(self, node: Any, tensor: Tensor, place: Place, occurrence: int) -> None:
+        place.grad_fn = node.name().removeprefix("torch::autograd::")
+        marks = node.metadata.setdefault(self.mark, {})
+        marks[tensor.output_nr] = (place.index, occurrence)
+
+    def function_node(self, node: Any, path: Path) -> Place:
+        """The place of a custom ``autograd.Function`` whose output no later torch call and no name holds."""
+        name = node._forward_cls.__name__
+        applied = self._applies.pop(node._sequence_nr(), None)
+        place = self._place(applied or path, name, ())
+        place.count += 1
+        place.requires_grad = place.input_requires_grad = place.is_floating = True
+        place.grad_fn = node.name()
+        metadata = node._input_metadata[0]
+        place.shape, place.dtype = tuple(metadata.shape), str(metadata.dtype).removeprefix("torch.")
+        node.metadata[self.mark] = {0: (place.index, place.count - 1)}
+        self._stand_in_order(place, node)
+        return place
+
+    # ---- where
+
+    def here(self, depth: int = 1) -> Path:
+        """The path to the code that is running, `depth` frames above the caller."""
+        return self._path(sys._getframe(depth + 1))
+
+    def _path(self, frame: FrameType | None) -> Path:
+        start = frame
+        boundary = self._boundary
+        steps: list[int] = []
+        while frame is not None and frame is not boundary:
+            code = frame.f_code
+            # A code object is larger than its bytecode, so this sum is unique among code objects that are alive.
+            steps.append(id(code) + frame.f_lasti)
+            if code is _MODULE_CALL:
+                steps.append(id(frame.f_locals["self"]))
+            frame = frame.f_back
+        key = tuple(dict.fromkeys(steps))  # recursion is one place, not one per depth
+        path = self._paths.get(key)
+        if path is None:
+            path = self._paths[key] = self._new_path(start)
+        return path
+
+    def _new_path(self, frame: FrameType | None) -> Path:
+        sites: list[Site] = []
+        modules: list[tuple[Any, int]] = []
+        function_apply = None
+        while frame is not None and frame is not self._boundary:
+            site = Site(frame.f_code, frame.f_lasti)
+            if frame.f_code is _MODULE_CALL:
+                modules.append((frame.f_locals["self"], len(sites)))
+            if frame.f_code is _FUNCTION_APPLY and function_apply is None:
+                function_apply = len(sites)
+            sites.append(site)
+            frame = frame.f_back
+        found = tuple(sites)
+        return Path(found, self.modules.see(modules, found), function_apply)
+
+    def _inside_function(self, path: Path) -> None:
+        """Remember where a custom Function was applied: its node has the sequence number before ours."""
+        assert path.function_apply is not None
+        outer = path.sites[path.function_apply + 1 :]
+        key = tuple(id(site.code) + site.lasti for site in outer)
+        if key not in self._paths:
+            self._paths[key] = Path(outer, path.module, None)
+        if len(self._applies) > _SWEEP_AT:
+            self._applies.clear()
+        self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._paths[key]
+
+    # ---- what is alive
+
+    def alive(self) -> Iterator[tuple[Tensor, Entry]]:
+        """Every recorded tensor that still exists, in the order it was last made."""
+        for entry in list(self._entries.values()):
+            tensor = entry.ref()
+            if tensor is not None and entry.place is not None:
+                yield tensor, entry
+
+    def retain(self) -> None:
+        """Ask PyTorch to keep ``.grad`` of every non-leaf that is still alive.
+
+        Done just before backward rather than at birth: retain_grad does not follow every in-place operation
+        (``t_``, ``squeeze_``, ``unsqueeze_``...) to the newest version.
+        """
+        for tensor, entry in self.alive():
+            if tensor.requires_grad and not tensor.is_leaf and not tensor.retains_grad:
+                self._retain(tensor, entry)
+
+    def _retain(self, tensor: Tensor, entry: Entry) -> None:
+        if tensor.layout is not torch.strided or (entry.place is not None and entry.place.transformed):
+            return  # retain_grad on a sparse CSR tensor makes backward itself raise
+        try:
+            tensor.retain_grad()
+        except RuntimeError as error:
+            self.failures.append(f"retain_grad: {error}")
+
+
+def _changes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    by_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return by_name or "out" in kwargs or bool(kwargs.get("inplace"))
+
+
+def _argument(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:
+    """Which positional argument of how many a tensor is; -1 for one inside a list or given by keyword."""
+    plain = len(position) == 1 and isinstance(position[0], int)
+    return (int(position[0]) if plain else -1, len(args))
+
+
+def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
+    package = __name__.partition(".")[0]
+    while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    if tensor.is_nested:
+        return tuple(int(size) if isinstance(size, int) else -1 for size in _nested_sizes(tensor))
+    return tuple(tensor.shape)
+
+
+def _nested_sizes(tensor: Tensor) -> list[Any]:
+    try:
+        return list(tensor.shape)
+    except RuntimeError:  # strided nested tensors have no shape
+        return [tensor.size(0)] + [-1] * (tensor.dim() - 1)

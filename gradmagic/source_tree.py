@@ -1,0 +1,121 @@
+"""A parsed piece of source, searchable by the spans CPython reports for its instructions (PEP 657)."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+Span = tuple[int | None, int | None, int | None, int | None]
+"""Line, end line, column and end column, as in ``code.co_positions()``."""
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.With, ast.AsyncFor, ast.AsyncWith, ast.Match, *FUNCTIONS)
+TEXT_LIMIT = 300
+
+
+def walk_scope(root: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below `root` that belong to its own scope: nested functions and classes are not entered."""
+    pending = list(ast.iter_child_nodes(root))
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+@dataclass(slots=True)
+class SourceTree:
+    """A parsed piece of source, searchable by the spans CPython reports."""
+
+    lines: list[str]
+    tree: ast.Module
+    line_shift: int = 0
+    column_shift: int = 0
+    parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
+    _spans: dict[tuple[int, int, int, int], ast.AST] = field(default_factory=dict)
+    _call_ends: dict[tuple[int, int], ast.AST] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, lines: list[str], first: int = 1, last: int | None = None) -> SourceTree | None:
+        """Parse lines `first` to `last` (counted from 1); None where they are no Python on their own."""
+        piece = "".join(lines[first - 1 : last])
+        dedented = textwrap.dedent(piece)
+        try:
+            tree = ast.parse(dedented)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+        indent = len(piece.split("\n", 1)[0].encode()) - len(dedented.split("\n", 1)[0].encode())
+        found = cls(dedented.splitlines(), tree, first - 1, indent)
+        found._index()
+        return found
+
+    def _index(self) -> None:
+        for parent in ast.walk(self.tree):
+            for child in ast.iter_child_nodes(parent):
+                self.parents[child] = parent
+            if isinstance(parent, (ast.expr, ast.AugAssign, ast.For)):
+                span = (parent.lineno, parent.col_offset, parent.end_lineno or 0, parent.end_col_offset or 0)
+                self._spans[span] = parent
+                if isinstance(parent, ast.Call):
+                    self._call_ends[span[2:]] = parent
+
+    def node_at(self, span: Span) -> ast.AST | None:
+        """The node with this span, given as in ``code.co_positions()``."""
+        line, end_line, column, end_column = span
+        if line is None or end_line is None or column is None or end_column is None:
+            return None
+        start = (line - self.line_shift, column - self.column_shift)
+        end = (end_line - self.line_shift, end_column - self.column_shift)
+        # A method call that is spread over several lines reports the attribute's line as its start.
+        return self._spans.get((*start, *end)) or self._call_ends.get(end)
+
+    def text(self, node: ast.AST) -> str:
+        """Source of a node on one line, shortened when very long."""
+        if not isinstance(node, (ast.expr, ast.stmt)):
+            return ""
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        rows = [line.encode() for line in self.lines[first : last + 1]]
+        if not rows:
+            return ""
+        rows[-1] = rows[-1][: node.end_col_offset]
+        rows[0] = rows[0][node.col_offset :]
+        # Continued lines are joined; a comment at the end of one would swallow the rest, so it goes.
+        joined = " ".join(row.decode(errors="replace").strip() for row in rows)
+        if len(rows) > 1:
+            joined = _without_comments(node, joined)
+        return joined if len(joined) <= TEXT_LIMIT else joined[: TEXT_LIMIT - 1] + "…"
+
+    def line_of(self, node: ast.AST) -> int:
+        """Line of a node in its file."""
+        return int(getattr(node, "lineno", 1)) + self.line_shift
+
+    def scope_of(self, node: ast.AST) -> ast.AST:
+        """The function (or module) a node stands in."""
+        current = self.parents.get(node)
+        while current is not None and not isinstance(current, (*FUNCTIONS, ast.Module)):
+            current = self.parents.get(current)
+        return current or self.tree
+
+    def statement_of(self, node: ast.AST) -> ast.AST:
+        """The statement a node belongs to."""
+        current = node
+        while not isinstance(current, ast.stmt) and current in self.parents:
+            current = self.parents[current]
+        return current
+
+    def blocks_of(self, node: ast.AST) -> list[ast.AST]:
+        """The blocks (if, for, function...) around a node, innermost first."""
+        found: list[ast.AST] = []
+        current = self.parents.get(node)
+        while current is not None:
+            if isinstance(current, _BLOCKS):
+                found.append(current)
+            current = self.parents.get(current)
+        return found
+
+
+def _without_comments(node: ast.AST, joined: str) -> str:
+    return ast.unparse(node) if "#" in joined else joined

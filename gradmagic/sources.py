@@ -1,0 +1,327 @@
+"""From a position in running code to the line, the expression and the name it is bound to. No torch here.
+
+CPython keeps, for every instruction, the span of source it was compiled from (PEP 657). A *site* is such a
+position; a *path* is the chain of sites from the innermost frame outwards. Everything is resolved lazily, once
+a path, after the cell has run.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
+
+from .bindings import Binding, Position
+from .records import Location
+from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span, walk_scope
+
+
+class Site(NamedTuple):
+    """A position in running code: a code object and the offset of the instruction that ran."""
+
+    code: CodeType
+    lasti: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellSource:
+    """The traced notebook cell.
+
+    Attributes:
+        file: the file name its code was compiled under.
+        number_of: gives the execution count of the notebook cell compiled under a file name, or None.
+    """
+
+    file: str
+    number_of: Callable[[str], int | None]
+
+
+class BoundName(NamedTuple):
+    """A name a result is bound to.
+
+    Attributes:
+        name: the name, as written.
+        contested: where it is bound, when a loop inside the call made several results of which only the last is
+            handed on; else None.
+    """
+
+    name: str
+    contested: Site | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tensor that was not seen at its birth comes from, as far as the source tells."""
+
+    location: Location
+    expression: str
+    names: tuple[str, ...]
+    callee: str
+
+
+class Sources:
+    """Looks up code positions; parsed sources are cached for as long as this object lives."""
+
+    def __init__(self, cell: CellSource | None, own_file: str | None, libraries: Sequence[str]) -> None:
+        """Prepare the look-up.
+
+        Args:
+            cell: the traced cell, when there is one.
+            own_file: the file whose lines count as the traced code.
+            libraries: folders whose frames are never the person's code (torch, gradmagic).
+        """
+        self._cell = cell
+        self._own_file = own_file
+        standard = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")}
+        self._libraries = tuple(folder.rstrip("/\\") for folder in libraries)
+        self._standard = tuple(standard)
+        self._trees: dict[str | CodeType, SourceTree | None] = {}
+        self._spans: dict[CodeType, list[Span]] = {}
+        self._foreign: dict[str, bool] = {}
+
+    # ---- what stands at a site
+
+    def is_library(self, code: CodeType) -> bool:
+        """Whether the code belongs to torch, gradmagic or the standard library rather than to the person."""
+        name = code.co_filename
+        if name not in self._foreign:
+            self._foreign[name] = self._belongs_to_library(name)
+        return self._foreign[name]
+
+    def _belongs_to_library(self, name: str) -> bool:
+        if name == self._own_file:
+            return False
+        if name.startswith("<frozen "):
+            return True
+        inside = any(name.startswith(folder + sep) for folder in self._libraries for sep in "/\\")
+        standard = any(name.startswith(folder) for folder in self._standard) and "site-packages" not in name
+        return inside or standard
+
+    def is_own(self, code: CodeType) -> bool:
+        """Whether the code stands in the traced cell (or in the file that entered the trace)."""
+        return code.co_filename == self._own_file
+
+    def person_site(self, path: Sequence[Site]) -> Site | None:
+        """The innermost site that is the person's code; the outermost one where there is none."""
+        for site in path:
+            if not self.is_library(site.code):
+                return site
+        return path[-1] if path else None
+
+    def own_line(self, path: Sequence[Site]) -> int | None:
+        """The traced cell's own line that was running, or None."""
+        return next((self.line(site) for site in path if self.is_own(site.code)), None)
+
+    def span(self, site: Site) -> Span:
+        """Line, end line, column and end column of a site."""
+        if site.code not in self._spans:
+            self._spans[site.code] = list(site.code.co_positions())
+        spans = self._spans[site.code]
+        index = site.lasti // 2
+        return spans[index] if 0 <= index < len(spans) else (site.code.co_firstlineno, None, None, None)
+
+    def line(self, site: Site) -> int:
+        """Line of a site in its file."""
+        tree, node = self._node(site)
+        if tree is not None and node is not None:
+            return tree.line_of(node)
+        return self.span(site)[0] or site.code.co_firstlineno
+
+    def expression(self, site: Site) -> str:
+        """Source text of a site: the expression if it can be told apart, else the line."""
+        tree, node = self._node(site)
+        if tree is not None and node is not None:
+            return tree.text(self._visible(tree, node))
+        line = self.span(site)[0] or 0
+        return linecache.getline(site.code.co_filename, line).strip()[:TEXT_LIMIT]
+
+    @staticmethod
+    def _visible(tree: SourceTree, node: ast.AST) -> ast.AST:
+        """What to show for a node: the assignment for ``y[0] = 0``, the iterated value for a loop."""
+        if isinstance(node, (ast.For, ast.AsyncFor)):
+            return node.iter
+        if isinstance(node, COMPREHENSIONS):
+            return node.generators[0].iter
+        if isinstance(getattr(node, "ctx", None), ast.Store):
+            return tree.statement_of(node)
+        return node
+
+    def location(self, site: Site) -> Location:
+        """Where a site stands, with its expression."""
+        file = site.code.co_filename
+        return Location(
+            file=file,
+            line=self.line(site),
+            function=_function_name(site.code),
+            cell=self.cell_number(file),
+            own=self.is_own(site.code),
+            text=self.expression(site),
+        )
+
+    def cell_number(self, file: str) -> int | None:
+        """Execution count of the notebook cell with this file name, or None for a real file."""
+        return self._cell.number_of(file) if self._cell is not None else None
+
+    def _node(self, site: Site) -> tuple[SourceTree | None, ast.AST | None]:
+        tree = self.tree(site.code)
+        return (tree, tree.node_at(self.span(site))) if tree is not None else (None, None)
+
+    def tree(self, code: CodeType) -> SourceTree | None:
+        """The parsed source around a code object: its function alone in a file, the whole of a cell."""
+        if code.co_filename == self._own_file or code.co_name == "<module>":
+            return self._whole(code.co_filename)
+        if code not in self._trees:
+            self._trees[code] = self._piece(code) or self._whole(code.co_filename)
+        return self._trees[code]
+
+    def _whole(self, file: str) -> SourceTree | None:
+        if file not in self._trees:
+            lines = linecache.getlines(file)
+            self._trees[file] = SourceTree.parse(lines) if lines else None
+        return self._trees[file]
+
+    def _piece(self, code: CodeType) -> SourceTree | None:
+        # Parsing torch/nn/functional.py whole takes 0.2 s, a function of it well under a millisecond.
+        if code.co_name.startswith("<"):
+            return None
+        lines = linecache.getlines(code.co_filename)
+        ends = [end or 0 for _, end, _, _ in code.co_positions()]
+        return SourceTree.parse(lines, code.co_firstlineno, max(ends)) if lines and ends else None
+
+    # ---- names
+
+    def names(self, path: Sequence[Site], position: Position) -> list[BoundName]:
+        """Names that statements along `path` bind the result to, from the innermost frame outwards.
+
+        A result that a function returns is followed to what the caller assigns it to.
+        """
+        found: list[BoundName] = []
+        rounds: Site | None = None
+        for site in path:
+            tree, node = self._node(site)
+            if tree is None or node is None:
+                break
+            binding = Binding(tree, node, position)
+            names, returned = binding.resolve()
+            if not self.is_library(site.code):
+                found += [BoundName(name, site if rounds is not None else None) for name in names]
+            if returned is None:
+                break
+            if binding.in_loop and rounds is None:
+                rounds = site
+            position = returned
+        return found
+
+    def callee(self, site: Site) -> str | None:
+        """What is called at a site, as written (``model.encoder``), when it is a plain dotted name."""
+        tree, node = self._node(site)
+        if tree is None or not isinstance(node, ast.Call):
+            return None
+        text = tree.text(node.func)
+        return text if _is_reference(node.func) else None
+
+    # ---- tensors that were not seen at their birth
+
+    def origin_of_argument(self, path: Sequence[Site], index: int, given: int) -> Origin | None:
+        """Where argument `index` of the call at `path` comes from, when it was made by unseen code.
+
+        Args:
+            path: sites of the operation that received the tensor.
+            index: which of the operation's positional arguments it is.
+            given: how many positional arguments the operation received (to tell ``x.sum()`` from ``torch.sum(x)``).
+        """
+        site = self.person_site(path)
+        tree, node = self._node(site) if site is not None else (None, None)
+        if site is None or tree is None or node is None:
+            return None
+        argument = _argument(node, index, given)
+        if isinstance(argument, ast.Call):
+            names, _ = Binding(tree, argument, ()).resolve()
+            return self._origin(tree, argument, site.code, tuple(names))
+        if argument is None or not _is_reference(argument):
+            return None
+        found = self._origin_of_name(argument, site, tree, node)
+        return found or self._origin(tree, argument, site.code, (tree.text(argument),))
+
+    def origin_in_cell(self, name: str) -> Origin | None:
+        """The last statement at the top level of the traced cell that binds `name` to a value."""
+        if self._own_file is None or self._cell is None:
+            return None
+        tree = self._whole(self._own_file)
+        if tree is None:
+            return None
+        return self._assigned(tree, tree.tree, name, None, None)
+
+    def _origin_of_name(
+        self, argument: ast.expr, site: Site, tree: SourceTree, before: ast.AST
+    ) -> Origin | None:
+        """The last statement before a node, in the same scope, that binds the argument's name to a value."""
+        if not isinstance(argument, ast.Name):
+            return None
+        return self._assigned(tree, tree.scope_of(before), argument.id, before, site.code)
+
+    def _assigned(
+        self, tree: SourceTree, scope: ast.AST, name: str, before: ast.AST | None, code: CodeType | None
+    ) -> Origin | None:
+        limit = getattr(before, "lineno", None)
+        found: ast.expr | None = None
+        for node in walk_scope(scope):
+            if not isinstance(node, ast.Assign) or (limit is not None and node.lineno >= limit):
+                continue
+            bound = any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
+            if bound and (found is None or node.lineno > found.lineno):
+                found = node.value
+        return self._origin(tree, found, code, (name,)) if found is not None else None
+
+    def _origin(
+        self, tree: SourceTree, node: ast.expr, code: CodeType | None, names: tuple[str, ...]
+    ) -> Origin:
+        file = code.co_filename if code is not None else self._own_file or ""
+        text = tree.text(node)
+        callee = tree.text(node.func) if isinstance(node, ast.Call) else ""
+        location = Location(
+            file=file,
+            line=tree.line_of(node),
+            function=_function_name(code) if code is not None else None,
+            cell=self.cell_number(file),
+            own=file == self._own_file,
+            text=text,
+        )
+        return Origin(location, text, names, callee)
+
+
+def _function_name(code: CodeType) -> str | None:
+    """``Net.forward`` for a method, None at the top level."""
+    parts = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
+    return ".".join(parts) or None
+
+
+def _is_reference(node: ast.expr) -> bool:
+    """Whether an expression is a name, an attribute or an index of one, without any call."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return isinstance(node, ast.Name)
+
+
+def _argument(node: ast.AST, index: int, given: int) -> ast.expr | None:
+    if isinstance(node, ast.BinOp):
+        return (node.left, node.right)[index] if index < 2 else None
+    if isinstance(node, ast.Call):
+        arguments = list(node.args)
+        if isinstance(node.func, ast.Attribute) and given == len(arguments) + 1:
+            arguments.insert(0, node.func.value)
+        return arguments[index] if index < len(arguments) else None
+    if isinstance(node, (ast.Subscript, ast.Attribute)) and index == 0:
+        return node.value
+    return node.operand if isinstance(node, ast.UnaryOp) and index == 0 else None
+
+
+def library_folders(*modules: object) -> list[str]:
+    """Folders of packages whose frames are not the person's code."""
+    files = [getattr(module, "__file__", None) for module in modules]
+    return [str(Path(file).parent) for file in files if file]

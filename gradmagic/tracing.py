@@ -1,0 +1,350 @@
+"""`trace`: recorder -> backward -> diagnosis -> Report, in that order."""
+
+from __future__ import annotations
+
+import difflib
+import linecache
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from . import modules as _our_module
+from .backward import Ledger, RootChoice, choose_root, is_scalar
+from .diagnosis.passes import NoRoot, explain_no_root, retell_errors
+from .namespace import Namespace, look_through
+from .places import Path
+from .recorder import Recorder
+from .records import Finding
+from .report import Report
+from .rows import Assembler, Assembly
+from .sources import CellSource, Sources, library_folders
+
+__all__ = ["CellSource", "trace"]
+
+_EXPRESSION_FILE = "<gradtrace --backward>"
+_SEVERITY = {"error": 0, "warning": 1, "info": 2}
+
+
+class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
+    """Trace the torch code inside a ``with`` block and report every tensor's gradient.
+
+    Example:
+        >>> with gradmagic.trace() as run:
+        ...     w = torch.tensor([2.0], requires_grad=True)
+        ...     loss = (w * 3).sum()
+        >>> run.report["w"].grad.values
+        (3.0,)
+
+    When the block is left, backward runs from the root (unless the block ran it), and `report` is there, also when
+    the block raised. An exception of the block always goes on.
+
+    Attributes:
+        report: the `Report`, after the block.
+    """
+
+    def __init__(
+        self,
+        backward: str = "auto",
+        *,
+        zero_grad: bool = False,
+        namespace: Mapping[str, Any] | None = None,
+        cell: CellSource | None = None,
+    ) -> None:
+        """Prepare a trace.
+
+        Args:
+            backward: ``auto`` (the last scalar, unless the block runs backward itself), ``none``, or an expression
+                that is evaluated after the block.
+            zero_grad: clear the ``.grad`` of the leaves used, first.
+            namespace: where names are looked up afterwards; the caller's variables by default.
+            cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
+        """
+        self.report: Report | None = None
+        self._backward = backward
+        self._zero_grad = zero_grad
+        self._namespace = namespace
+        self._cell = cell
+        self._offered: object = None
+        self._state: _Running | None = None
+
+    def offer(self, value: object) -> None:
+        """Hand in the value of the last expression: the first candidate for the root."""
+        self._offered = value
+
+    def __enter__(self) -> Self:
+        """Start recording.
+
+        Raises:
+            RuntimeError: when this very trace is running already.
+        """
+        if self._state is not None:
+            raise RuntimeError("this trace is running already; make a new one for a nested block")
+        frame = sys._getframe(1)
+        ledger = Ledger(self._zero_grad)
+        recorder = Recorder(frame.f_back, ledger.interceptors())
+        ledger.watch(recorder)
+        own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
+        sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
+        self._state = _Running(recorder, ledger, sources, frame if self._namespace is None else None)
+        self._state.stance = _eager_stance()
+        recorder.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop recording, run backward if nobody has, and make the report."""
+        state, self._state = self._state, None
+        if state is None:
+            return
+        seconds = time.perf_counter() - state.start
+        state.leave()
+        variables = self._namespace if self._namespace is not None else state.variables()
+        offered, self._offered = self._offered, None
+        try:
+            finish = _Finish(state, self._backward, variables, offered, error)
+            self.report = finish.report(seconds)
+        finally:
+            state.release()
+
+
+class _Running:
+    """What lives while the block runs."""
+
+    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, frame: FrameType | None) -> None:
+        self.recorder = recorder
+        self.ledger = ledger
+        self.sources = sources
+        self.start = time.perf_counter()
+        self.stance: Any = None
+        self._frame = frame
+
+    def variables(self) -> dict[str, Any]:
+        return {**self._frame.f_globals, **self._frame.f_locals} if self._frame is not None else {}
+
+    def leave(self) -> None:
+        """Take the recorder off the mode stack, also from below a mode that the block left behind."""
+        above = []
+        while self.recorder in torch.overrides._get_current_function_mode_stack():
+            top = torch.overrides._pop_mode()
+            if top is not self.recorder:
+                above.append(top)
+        for mode in reversed(above):
+            torch.overrides._push_mode(mode)
+        if self.stance is not None:
+            self.stance.__exit__(None, None, None)
+
+    def release(self) -> None:
+        self.ledger.release()
+        self.recorder.release()
+        self._frame = None
+
+
+def _eager_stance() -> Any:
+    """Compiled modules run eagerly while tracing: a mode would force a recompile, and hide what is inside.
+
+    Only where something was compiled: asking imports torch._dynamo, which takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return None
+    stance = torch.compiler.set_stance("force_eager")
+    stance.__enter__()
+    return stance
+
+
+class _Finish:
+    """After the block: the root, backward, the rows, the findings."""
+
+    def __init__(
+        self,
+        state: _Running,
+        backward: str,
+        variables: Mapping[str, Any],
+        offered: object,
+        error: BaseException | None,
+    ) -> None:
+        self._state = state
+        self._backward = backward
+        self._variables = variables
+        self._offered = offered
+        self._error = error
+        self._why: NoRoot | None = None
+        self._candidates: tuple[Tensor, ...] = ()
+        self._guest = False
+
+    def report(self, seconds: float) -> Report:
+        namespace = self._look()
+        interrupt = None
+        try:
+            self._run_backward(namespace)
+        except KeyboardInterrupt as caught:
+            interrupt = caught
+        assembly = Assembler(self._state.recorder, self._state.ledger, self._state.sources, namespace).assemble()
+        report = self._finished(assembly, namespace, seconds)
+        if interrupt is not None:
+            raise interrupt
+        return report
+
+    def _look(self) -> Namespace:
+        """Names in the person's namespace; tensors there that unseen code made in this block become rows."""
+        recorder = self._state.recorder
+        namespace = look_through(self._variables, _is_tensor, _is_module)
+        nowhere = Path((), None, None)
+        for tensor in namespace.found:
+            if recorder.entry(tensor) is None and tensor.requires_grad and recorder.made_here(tensor):
+                recorder.used(tensor, nowhere)
+        return namespace
+
+    # ---- backward
+
+    def _run_backward(self, namespace: Namespace) -> None:
+        ledger = self._state.ledger
+        if self._error is not None:
+            self._why = None if ledger.passes else NoRoot("cell_failed")
+            return
+        if self._backward == "none" or (self._backward == "auto" and ledger.ran_by_cell):
+            self._state.recorder.retain()
+            return
+        choice = self._choose(namespace)
+        if choice.root is None:
+            self._state.recorder.retain()
+            return
+        self._candidates = choice.candidates
+        used = self._used_by_grad(choice.root, namespace)
+        if used is not None:
+            self._why = used
+            return
+        ledger.run(choice.root)
+        self._guest = ledger.passes[-1].error is None
+
+    def _choose(self, namespace: Namespace) -> RootChoice:
+        if self._backward != "auto":
+            return RootChoice(self._evaluate(namespace))
+        offered = self._offered if isinstance(self._offered, Tensor) else None
+        choice = choose_root(offered, namespace.tensors, self._state.recorder)
+        if choice.root is None:
+            self._why = self._why_no_root(namespace)
+        return choice
+
+    def _evaluate(self, namespace: Namespace) -> Tensor | None:
+        """The tensor that ``--backward`` names, checked."""
+        expression = self._backward
+        try:
+            with self._recording_expression(expression) as code:
+                value = eval(code, dict(self._variables))  # noqa: S307  # the person's own expression
+        except Exception as error:  # the person's expression: told in a finding
+            near = tuple(difflib.get_close_matches(expression, namespace_names(namespace), 2))
+            self._why = NoRoot("not_found", expression, detail=f"{type(error).__name__}: {error}", near=near)
+            return None
+        if isinstance(value, Tensor) and is_scalar(value):
+            return value
+        if not isinstance(value, Tensor):
+            self._why = NoRoot("not_a_tensor", expression)
+        elif not value.requires_grad:
+            self._why = NoRoot("root_without_graph", expression)
+        elif value.numel() != 1:
+            self._why = NoRoot("not_scalar", expression, tuple(value.shape))
+        else:
+            return value
+        return None
+
+    @contextmanager
+    def _recording_expression(self, expression: str) -> Iterator[Any]:
+        """Record what the expression makes; its source is known to linecache while it is looked up."""
+        linecache.cache[_EXPRESSION_FILE] = (len(expression), None, [expression + "\n"], _EXPRESSION_FILE)
+        code = compile(expression.strip(), _EXPRESSION_FILE, "eval")
+        self._state.recorder.__enter__()
+        try:
+            yield code
+        finally:
+            self._state.leave()
+
+    def _used_by_grad(self, root: Tensor, namespace: Namespace) -> NoRoot | None:
+        """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""
+        entry = self._state.recorder.entry(root)
+        for done in self._state.ledger.passes:
+            if done.frees_graph and entry is not None and entry.place in done.roots and done.path is not None:
+                site = self._state.sources.person_site(done.path.sites)
+                where = str(self._state.sources.location(site)) if site is not None else ""
+                return NoRoot("used_by_grad", namespace.name_of(root) or "the loss", where=where)
+        return None
+
+    def _why_no_root(self, namespace: Namespace) -> NoRoot:
+        recorder = self._state.recorder
+        if not recorder.places:
+            return NoRoot("nothing_made")
+        if not any(place.requires_grad for place in recorder.places):
+            return NoRoot("nothing_differentiable")
+        last = None
+        for tensor, _ in recorder.alive():
+            if tensor.grad_fn is not None and recorder.made_here(tensor) and namespace.name_of(tensor):
+                last = tensor
+        if last is None or last.numel() == 1:
+            return NoRoot("no_root")
+        return NoRoot("no_scalar", namespace.name_of(last) or "", tuple(last.shape))
+
+    # ---- the report
+
+    def _finished(self, assembly: Assembly, namespace: Namespace, seconds: float) -> Report:
+        ledger = self._state.ledger
+        findings = retell_errors(assembly.passes)
+        if self._why is not None and not any(done.error for done in ledger.passes):
+            findings.append(explain_no_root(self._why))
+        findings += _disclose(self._state.recorder.failures)
+        findings.sort(key=lambda finding: _SEVERITY[finding.severity])
+        root = assembly.rows[assembly.root] if assembly.root is not None else None
+        return Report(
+            rows=assembly.rows,
+            root=root,
+            root_value=assembly.passes[-1].value if assembly.passes else None,
+            passes=assembly.passes,
+            findings=findings,
+            candidates=self._candidate_names(namespace),
+            seconds=seconds,
+            guest=self._guest,
+        )
+
+    def _candidate_names(self, namespace: Namespace) -> tuple[str, ...]:
+        """Other scalars that are no mere part of the root."""
+        recorder, passes = self._state.recorder, self._state.ledger.passes
+        reached = passes[-1].reached if passes else set()
+        names = []
+        for tensor in self._candidates:
+            entry = recorder.entry(tensor)
+            if entry is not None and entry.place is not None and entry.place.index not in reached:
+                names.append(namespace.name_of(tensor) or "")
+        return tuple(name for name in names if name)
+
+
+def namespace_names(namespace: Namespace) -> list[str]:
+    """Every tensor's name."""
+    return [name for names in namespace.tensors.values() for name in names]
+
+
+def _disclose(failures: list[str]) -> list[Finding]:
+    """What could not be recorded is said, not hidden."""
+    if not failures:
+        return []
+    distinct = list(dict.fromkeys(failures))
+    finding = Finding(
+        kind="not_traced",
+        severity="info",
+        message=f"{len(failures)} operation{'s' if len(failures) > 1 else ''} could not be traced; "
+        "the cell itself ran as always.",
+        detail="\n".join(distinct[:10]),
+    )
+    return [finding]
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, torch.nn.Module)

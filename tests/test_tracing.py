@@ -1,0 +1,496 @@
+"""Section by section what a trace finds: every tensor, what it is called, where it was made, and from where backward ran."""
+
+from __future__ import annotations
+
+import linecache
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from plain import run_traced
+
+import gradmagic
+from gradmagic.records import TensorRow
+from gradmagic.report import Report
+from gradmagic.tracing import CellSource, trace
+
+
+def row(source: str, name: str) -> TensorRow:
+    """The row called `name` after tracing `source`."""
+    report, _ = run_traced(source)
+    return report[name]
+
+
+def rows_by_expression(report: Report) -> dict[str, TensorRow]:
+    """Rows by their source text."""
+    return {found.expression: found for found in report.rows}
+
+
+# ---- every tensor is found
+
+
+def test_unnamed_sub_expressions_have_rows_with_their_source_text() -> None:
+    """`x @ W` inside `torch.tanh(x @ W + b)` is a row of its own."""
+    report, _ = run_traced(
+        "W = torch.randn(3, 4, requires_grad=True)\nb = torch.zeros(4, requires_grad=True)\n"
+        "h = torch.tanh(torch.ones(2, 3) @ W + b)\nloss = h.sum()\n"
+    )
+    found = rows_by_expression(report)
+    assert found["torch.ones(2, 3) @ W"].op == "matmul"
+    assert found["torch.ones(2, 3) @ W + b"].grad is not None
+    assert found["torch.ones(2, 3) @ W + b"].name is None
+    assert report["h"].op == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("y = w * 2", "y"),
+        ("y: torch.Tensor = w * 2", "y"),
+        ("(y := w * 2)", "y"),
+        ("hs = [0, 0]; t = 1; hs[t] = w * 2", "hs[t]"),
+        ("d = {}; d['k'] = w * 2", "d['k']"),
+        ("d = {'k': w * 2}", "d['k']"),
+        ("hs = [w * 2]", "hs[0]"),
+        ("hs = []; hs.append(w * 2)", "hs[0]"),
+        ("class A: pass\na = A(); a.h = w * 2", "a.h"),
+        ("a, b = (w * 2).chunk(2)", "b"),
+        ("parts = (w * 2).chunk(2)", "parts[1]"),
+        ("a, *rest = (w * 2).chunk(2)", "a"),
+        ("(a, b), c = ((w * 2).chunk(2), 0)", "b"),
+        ("values, where = (w * 2).max(0, keepdim=True)", "values"),
+        ("a = b = w * 2", "a"),
+        ("a = b = w * 2", "b"),
+        ("y = (w * 2) if True else None", "y"),
+        ("y = (w * 2).unbind()[1]", "y"),
+        ("u, v, *_ = w * 2", "v"),
+        ("y = w * 1\ny += w", "y"),
+        ("y = w * 1\ny[0] = w[1]", "y"),
+        ("y = w * 1\ny.mul_(2)", "y"),
+        ("y = (\n    w\n    .mul(2)\n    .exp()\n)", "y"),
+        ("f = lambda t: t * 2\ny = f(w)", "y"),
+        ("def f(t):\n    out = t * 2\n    return out\ny = f(w)", "y"),
+        ("def f(t):\n    out = t * 2\n    return out, 1\ny, _ = f(w)", "y"),
+        ("def f(t):\n    return t * 2\ndef g(t):\n    return f(t)\ny = g(w)", "y"),
+        ("for y in w * 2: pass", "y"),
+        ("s = sum([t for t in w * 2])", "t"),
+        ("y = torch.nn.functional.relu(w)", "y"),
+        ("y = torch.nn.MSELoss()(w, torch.zeros(4))", "y"),
+        ("y = 1 - w", "y"),
+        ("y = w.T", "y"),
+        ("y = -w", "y"),
+        ("y = w.contiguous() * 1", "y"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The use of `x.T`")
+def test_a_tensor_has_the_name_that_the_statement_gives_it(statement: str, name: str) -> None:
+    """Names come from assignments of every kind, through returns, containers and attributes."""
+    found = row(f"w = torch.ones(4, requires_grad=True)\n{statement}\nloss = w.sum()\n", name)
+    assert found.kind == "non-leaf"
+    assert found.name == name or name in found.aliases
+
+
+def test_the_name_inside_a_function_and_the_callers_name_both_find_the_row() -> None:
+    """`out` inside the function, `y` in the cell: the cell's name is shown, the other is an alias."""
+    found = row("w = torch.ones(2, requires_grad=True)\ndef f(t):\n    out = t * 2\n    return out\ny = f(w)\n", "out")
+    assert found.name == "y"
+    assert found.aliases == ("out",)
+    assert (found.line, found.function) == (3, "f")
+
+
+def test_a_leaf_that_is_switched_on_afterwards_is_a_leaf() -> None:
+    """`requires_grad_()` in the same expression, on a line of its own, or by the attribute."""
+    for source in (
+        "w = torch.ones(2).requires_grad_()\nloss = w.sum()\n",
+        "w = torch.ones(2)\nw.requires_grad_()\nloss = w.sum()\n",
+        "w = torch.ones(2)\nw.requires_grad = True\nloss = w.sum()\n",
+        "w = torch.nn.Parameter(torch.ones(2))\nloss = w.sum()\n",
+    ):
+        found = row(source, "w")
+        assert found.kind in ("leaf", "parameter"), source
+        assert found.line == 1, source
+        assert found.grad is not None, source
+        assert found.grad.values == (1.0, 1.0), source
+
+
+def test_leaves_of_an_earlier_cell_appear_before_their_first_use() -> None:
+    """A leaf the cell only uses stands in the table, in front of what it is used in."""
+    w = torch.ones(2, requires_grad=True)
+    with trace(namespace={"w": w}) as run:
+        loss = (w * 2).sum()
+    assert run.report is not None
+    assert [found.label for found in run.report.rows][:2] == ["w", "w * 2"]
+    assert run.report["w"].grad.values == (2.0, 2.0)
+    del loss
+
+
+MODEL = """
+import torch.nn as nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(2)])
+        self.head = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        self.unused = nn.Linear(2, 2)
+        for p in self.blocks[0].parameters():
+            p.requires_grad_(False)
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(x)
+model = Net()
+pred = model(torch.randn(5, 3))
+loss = pred.mean()
+"""
+
+
+def test_rows_inside_modules_know_the_path_of_the_module_with_the_variable_in_front() -> None:
+    """`model.head.2` for the last layer, whose output is `pred` in the cell."""
+    report, _ = run_traced(MODEL)
+    assert (report["pred"].module, report["pred"].module_type) == ("model.head.2", "Linear")
+    assert report["pred"].line == 14
+    assert report["model.blocks.1.weight"].kind == "parameter"
+    linear = [found.module for found in report.rows if found.op == "linear"]
+    assert linear == ["model.blocks.0", "model.blocks.1", "model.head.0", "model.head.2"]
+    tanh = [found for found in report.rows if found.op == "tanh"]
+    assert [(found.module, found.count) for found in tanh] == [("model", 2)]
+
+
+def test_parameters_that_took_no_part_say_so() -> None:
+    """Frozen and unused parameters of a model that ran are rows with a reason."""
+    report, _ = run_traced(MODEL)
+    assert report["model.blocks.0.weight"].reason == "frozen"
+    assert report["model.unused.weight"].reason == "unused"
+    assert report["model.blocks.1.bias"].reason is None
+
+
+def test_modules_of_an_earlier_cell_and_of_a_file_show_both_places(tmp_path: Any) -> None:
+    """The row says where the code stands, and which line of the traced cell was running."""
+    module = tmp_path / "resnet.py"
+    module.write_text("def block(t):\n    u = t * 2\n    return u\n")
+    earlier = "def scale(t):\n\n    return t * 3\n"
+    linecache.cache["<earlier>"] = (len(earlier), None, earlier.splitlines(keepends=True), "<earlier>")
+    namespace: dict[str, Any] = {"torch": torch}
+    exec(compile(module.read_text(), str(module), "exec"), namespace)
+    exec(compile(earlier, "<earlier>", "exec"), namespace)
+    source = "w = torch.ones(2, requires_grad=True)\na = block(w)\nb = scale(a)\nloss = b.sum()\n"
+    linecache.cache["<now>"] = (len(source), None, source.splitlines(keepends=True), "<now>")
+    run = trace(namespace=namespace, cell=CellSource("<now>", {"<earlier>": 3, "<now>": 4}.get))
+    with run:
+        exec(compile(source, "<now>", "exec"), namespace)
+    assert run.report is not None
+    a, b, loss = (run.report[name] for name in ("a", "b", "loss"))
+    assert (str(a.location), a.cell_line, a.file) == ("resnet.py:2", 2, str(module))
+    assert (str(b.location), b.cell_line) == ("In [3]:3", 3)
+    assert (str(loss.location), loss.cell_line) == ("line 4", 4)
+
+
+def test_a_loop_makes_one_row_for_each_place_in_it() -> None:
+    """Fifty rounds are one row that occurred fifty times; its series has every gradient."""
+    report, _ = run_traced(
+        "h = torch.ones(2, requires_grad=True)\nfor t in range(50):\n    h = torch.tanh(h * 0.9)\nloss = h.sum()\n"
+    )
+    tanh = report["h"]
+    assert (tanh.op, tanh.count, len(tanh.grads)) == ("tanh", 50, 50)
+    assert sorted(tanh.grads.occurrences) == list(range(50))
+    last = tanh.grads.norm[list(tanh.grads.occurrences).index(49)]
+    assert tanh.grad is not None
+    assert tanh.grad.norm == last
+
+
+def test_recursion_is_one_row_not_one_a_level() -> None:
+    """A function that calls itself 200 times makes one place."""
+    report, _ = run_traced(
+        "def f(t, n):\n    return t if n == 0 else f(t * 1.01, n - 1)\n"
+        "w = torch.ones(2, requires_grad=True)\nloss = f(w, 200).sum()\n"
+    )
+    assert len([found for found in report.rows if found.op == "mul"]) <= 2
+    assert sum(found.count for found in report.rows if found.op == "mul") == 200
+
+
+def test_iterating_over_a_tensor_folds_into_one_row_with_the_loop_variable() -> None:
+    """`for x in xs` makes one row `x`."""
+    found = row("xs = torch.ones(6, 2, requires_grad=True)\nloss = 0\nfor x in xs:\n    loss = loss + x.sum()\n", "x")
+    assert (found.op, found.count, len(found.grads)) == ("unbind", 6, 6)
+
+
+def test_tuple_outputs_are_rows_of_their_own() -> None:
+    """lstm, svd and max give several tensors; each that Python got has its row and gradient."""
+    report, _ = run_traced(
+        "rnn = torch.nn.LSTM(2, 3)\nout, (h, c) = rnn(torch.ones(4, 1, 2))\nu, s, v = torch.linalg.svd(out[0] + h[0].T @ c[0])\n"
+        "loss = s.sum() + out.sum()\n"
+    )
+    for name in ("out", "h", "c", "s"):
+        assert report[name].grad is not None, name
+    assert report["u"].reason == "unused"
+    assert report["out"].module == "rnn"
+
+
+CUSTOM = """
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+w = torch.ones(3, requires_grad=True)
+y = Double.apply(w)
+loss = Double.apply(Double.apply(y).sum())
+"""
+
+
+def test_outputs_of_custom_functions_are_rows_where_they_are_applied() -> None:
+    """No torch call returns them to the recorder; they are found all the same, named or not."""
+    report, _ = run_traced(CUSTOM)
+    assert [(found.label, found.op, found.line) for found in report.rows] == [
+        ("w", "ones", 9),
+        ("y", "Double", 10),
+        ("Double.apply(y)", "Double", 11),
+        ("Double.apply(y).sum()", "sum", 11),
+        ("loss", "Double", 11),
+    ]
+    assert [found.grad.norm for found in report.rows if found.grad][-1] == 1.0
+
+
+def test_every_version_of_a_tensor_changed_in_place_is_a_row() -> None:
+    """`y`, then `y += 1`, then `y[0] = ...`: three rows called y, each with the gradient of that version."""
+    report, _ = run_traced(
+        "w = torch.ones(3, requires_grad=True)\ny = w * 2\ny += 1\ny[0] = w[1] * 5\nloss = (y * torch.arange(3.)).sum()\n"
+    )
+    versions = [found for found in report.rows if found.name == "y"]
+    assert [found.expression for found in versions] == ["w * 2", "y += 1", "y[0] = w[1] * 5"]
+    assert [found.grad.values for found in versions] == [(0.0, 1.0, 2.0)] * 3
+    assert report["y"] is versions[-1]
+
+
+def test_inner_steps_of_composite_operations_belong_to_their_row() -> None:
+    """cross_entropy is one call for Python and two nodes for autograd."""
+    found = row(
+        "x = torch.randn(4, 3, requires_grad=True)\nloss = torch.nn.functional.cross_entropy(x, torch.tensor([0, 1, 2, 0]))\n",
+        "loss",
+    )
+    assert [step.grad_fn for step in found.inner] == ["LogSoftmaxBackward0"]
+    assert found.inner[0].shape == (4, 3)
+    assert found.inner[0].grad is not None
+
+
+def test_a_row_knows_dtype_device_shape_and_op() -> None:
+    """Facts in PyTorch's words."""
+    found = row("w = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)\ny = w @ w.mT\nloss = y.sum()\n", "y")
+    assert (found.dtype, found.device, found.shape, found.op, found.grad_fn) == (
+        "float64", "cpu", (2, 2), "matmul", "MmBackward0",
+    )  # fmt: skip
+
+
+def test_gradients_of_tensors_that_are_long_dead_are_captured() -> None:
+    """Nothing keeps the intermediate alive, and its gradient is in the table."""
+    report, namespace = run_traced(
+        "def f(w):\n    inner = w * 3\n    return (inner * inner).sum()\nw = torch.ones(2, requires_grad=True)\nloss = f(w)\n"
+    )
+    assert report["inner"].grad.values == (6.0, 6.0)
+    assert namespace["w"].grad.tolist() == [18.0, 18.0]
+
+
+def test_the_live_tensor_is_found_while_it_lives() -> None:
+    """`row.tensor` is a weak look-up."""
+    report, namespace = run_traced("w = torch.ones(2, requires_grad=True)\ny = w * 2\nloss = y.sum()\n")
+    assert report["y"].tensor is namespace["y"]
+    namespace.clear()
+    assert report["y"].tensor is None
+
+
+# ---- the root
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "root"),
+    [
+        ("a = (w * 2).sum()\nb = (w * 3).sum()", {}, "b"),
+        ("a = (w * 2).sum()\nb = w * 3", {}, "a"),
+        ("a = (w * 2).sum()\nb = (w * 3).sum()", {"backward": "a"}, "a"),
+        ("b = w * 3", {"backward": "b.sum()"}, "b.sum()"),
+        ("losses = [(w * 2).sum()]", {}, "losses[0]"),
+    ],
+)
+def test_backward_starts_from_the_last_scalar_or_from_what_is_asked_for(
+    source: str, options: dict[str, Any], root: str
+) -> None:
+    """The last scalar bound to a name, or `--backward EXPR`."""
+    report, _ = run_traced(f"w = torch.ones(2, requires_grad=True)\n{source}\n", **options)
+    assert report.root is not None
+    assert report.root.label == root
+    assert [(done.root, done.run_by, done.error) for done in report.passes] == [(root, "gradtrace", None)]
+
+
+def test_the_value_of_the_last_expression_goes_before_names() -> None:
+    """What the cell ends with is the first candidate."""
+    w = torch.ones(2, requires_grad=True)
+    with trace(namespace={}) as run:
+        first, second = (w * 2).sum(), (w * 3).sum()
+        run.offer(first)
+    assert run.report.root.name == "first"
+    del second
+
+
+def test_other_scalars_are_named_as_candidates_unless_they_are_part_of_the_root() -> None:
+    """`part` flows into the root; `other` does not."""
+    report, _ = run_traced(
+        "w = torch.ones(2, requires_grad=True)\nother = (w * 2).sum()\npart = w.sum()\nloss = part * 2\n"
+    )
+    assert report.candidates == ("other",)
+
+
+def test_a_backward_of_the_cell_is_reported_and_none_is_added() -> None:
+    """Two passes of the cell: by line, root and value."""
+    report, _ = run_traced(
+        "w = torch.ones(2, requires_grad=True)\na = (w * 2).sum()\na.backward()\n"
+        "b = (w * 3).sum()\ntorch.autograd.backward(b)\n"
+    )
+    assert [(done.root, done.line, done.run_by, done.value) for done in report.passes] == [
+        ("a", 3, "cell", 4.0),
+        ("b", 5, "cell", 6.0),
+    ]
+    expected = [torch.full((2,), factor).norm().item() for factor in (2.0, 3.0)]
+    assert report["w"].grads.norm.tolist() == expected
+
+
+def test_autograd_grad_alone_does_not_count_as_backward() -> None:
+    """With retain_graph, gradtrace still runs its own; without, the graph is gone and the report says so."""
+    head = "w = torch.ones(2, requires_grad=True)\nloss = (w * w).sum()\n"
+    report, namespace = run_traced(head + "g, = torch.autograd.grad(loss, w, retain_graph=True)\n")
+    assert [done.function for done in report.passes] == ["autograd.grad", "backward"]
+    report, namespace = run_traced(head + "g, = torch.autograd.grad(loss, w)\n")
+    assert [done.function for done in report.passes] == ["autograd.grad"]
+    assert [found.kind for found in report.findings] == ["used_by_grad"]
+    assert "line 3" in report.findings[0].message
+    assert report["w"].grad.values == tuple(namespace["g"].tolist())
+    assert "autograd.grad" in report["w"].note
+
+
+def test_backward_none_runs_nothing_but_retains_gradients() -> None:
+    """The person's later backward finds `.grad` on the non-leaves."""
+    report, namespace = run_traced(
+        "w = torch.ones(2, requires_grad=True)\ny = w * 2\nloss = y.sum()\n", backward="none"
+    )
+    assert report.passes == []
+    assert report["y"].reason == "no_backward"
+    assert namespace["w"].grad is None
+    namespace["loss"].backward()
+    assert namespace["y"].grad.tolist() == [1.0, 1.0]
+
+
+def test_grad_of_a_non_leaf_is_there_inside_the_cell_without_a_warning() -> None:
+    """After the cell's own backward, `z.grad` is a tensor where plain PyTorch warns and gives None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, namespace = run_traced(
+            "w = torch.tensor([2.0], requires_grad=True)\nz = w * 2\nl = z.pow(2)\nl.backward()\nseen = z.grad\n"
+        )
+    assert namespace["seen"].tolist() == [8.0]
+
+
+# ---- errors of backward, and cells without one
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "kind", "words"),
+    [
+        ("w = torch.ones(2, requires_grad=True)\ny = w.exp()\ny += 1\nloss = y.sum()", {}, "changed_in_place", "loss"),
+        ("w = torch.ones(8, 10, requires_grad=True)\nlogits = w * 2", {"backward": "logits"}, "not_scalar", "8×10"),
+        ("w = torch.ones(8, 10, requires_grad=True)\nlogits = w * 2", {}, "no_scalar", "logits"),
+        ("w = torch.ones(2)\nloss = w.sum()", {"backward": "loss"}, "root_without_graph", "loss"),
+        ("w = torch.ones(2)\nloss = w.sum()", {}, "nothing_differentiable", "requires a gradient"),
+        ("loss = 3", {}, "nothing_made", "nothing to trace"),
+        ("logits = torch.ones(2, requires_grad=True) * 1", {"backward": "logit"}, "not_found", "logits"),
+        ("loss = torch.ones(1, requires_grad=True) * 1\nname = 'x'", {"backward": "name"}, "not_a_tensor", "name"),
+    ],
+)
+def test_what_keeps_backward_from_running_is_said_in_one_sentence(
+    source: str, options: dict[str, Any], kind: str, words: str
+) -> None:
+    """A finding names the matter; the table still comes."""
+    report, _ = run_traced(source + "\n", **options)
+    assert [found.kind for found in report.findings] == [kind]
+    assert words in report.findings[0].message
+
+
+def test_the_original_text_of_backwards_error_is_kept() -> None:
+    """PyTorch's own words stand beside ours."""
+    report, _ = run_traced("w = torch.ones(2, requires_grad=True)\ny = w.exp()\ny += 1\nloss = y.sum()\n")
+    assert "modified by an inplace operation" in report.findings[0].detail
+    assert report.passes[0].error is not None
+    assert report["w"].reason == "backward_failed"
+
+
+def test_a_second_backward_in_the_cell_raises_as_always_and_is_retold() -> None:
+    """The cell's error is the person's: it goes on; the report names the line that used the graph up."""
+    source = "w = torch.ones(2, requires_grad=True)\nloss = (w * w).sum()\nloss.backward()\nloss.backward()\n"
+    run = trace(namespace={})
+    namespace: dict[str, Any] = {"torch": torch}
+    with pytest.raises(RuntimeError, match="second time"), run:
+        exec(compile(source, "<x>", "exec"), namespace)
+    assert run.report is not None
+    assert [found.kind for found in run.report.findings] == ["second_backward"]
+    assert [done.error is None for done in run.report.passes] == [True, False]
+
+
+def test_an_error_in_the_cell_leaves_the_report_of_what_was_traced_so_far() -> None:
+    """The table ends where the cell did; no backward is run."""
+    run = trace(namespace={})
+    with pytest.raises(ZeroDivisionError), run:
+        w = torch.ones(2, requires_grad=True)
+        loss = w.sum()
+        1 / 0  # noqa: B018
+    assert run.report is not None
+    assert [found.label for found in run.report.rows] == ["w", "loss"]
+    assert [found.kind for found in run.report.findings] == ["cell_failed"]
+    assert w.grad is None
+    del loss
+
+
+def test_zero_element_tensors_have_rows_like_any_other() -> None:
+    """Their norm is 0, their extremes are NaN."""
+    report, _ = run_traced("e = torch.zeros(0, 3, requires_grad=True)\nloss = (e * 2).sum()\n")
+    grad = report["e"].grad
+    assert grad is not None
+    assert (grad.norm, grad.numel, grad.values) == (0.0, 0, ())
+    assert grad.min != grad.min
+
+
+def test_a_key_error_names_near_misses() -> None:
+    """`report["logit"]` reminds of `logits`."""
+    report, _ = run_traced("w = torch.ones(2, requires_grad=True)\nlogits = w * 2\n")
+    with pytest.raises(KeyError, match="logits"):
+        report["logit"]
+
+
+def test_trace_is_public() -> None:
+    """`gradmagic.trace` is the engine as a context manager."""
+    with gradmagic.trace() as run:
+        w = torch.tensor([2.0], requires_grad=True)
+        loss = (w * 3).sum()
+    assert run.report["w"].grad.values == (3.0,)
+    assert run.report["loss"].line == run.report["w"].line + 1
+    del loss
+
+
+def test_entering_a_running_trace_again_is_refused() -> None:
+    """One object, one block at a time."""
+    run = trace()
+    with run, pytest.raises(RuntimeError, match="running already"), run:
+        pass
+
+
+def test_nested_traces_have_their_own_reports() -> None:
+    """The inner block's tensors are in the inner report; the outer one sees them as well."""
+    with trace() as outer:
+        w = torch.ones(2, requires_grad=True)
+        with trace(backward="none") as inner:
+            y = w * 2
+        loss = y.sum()
+    assert [found.label for found in inner.report.rows] == ["w", "y"]
+    assert outer.report["loss"].grad is not None
+    assert outer.report["y"].grad.values == (1.0, 1.0)
+    del loss
