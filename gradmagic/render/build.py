@@ -1,0 +1,72 @@
+"""Report -> `view.ReportView`."""
+
+from __future__ import annotations
+
+from ..records import Finding
+from ..report import Report
+from .header import aside, header
+from .markup import Line, clean_block, is_code, marked_up
+from .numbers import plural
+from .rows import row_view
+from .scale import log_scale
+from .selection import Selection, select
+from .view import FindingView, ReportView
+
+
+def build_view(report: Report) -> ReportView:
+    """The report in words and short numbers, under its own options."""
+    hidden = _nothing_to_draw(report)
+    selection = Selection((), folded=len(report.rows)) if hidden else select(report)
+    scale = log_scale(row.grad.norm for row in selection.rows if row.grad is not None)
+    several_devices = len({row.device for row in selection.rows}) > 1
+    return ReportView(
+        header=header(report),
+        aside=aside(report),
+        findings=tuple(map(_finding, report.findings)),
+        rows=tuple(row_view(row, scale, several_devices) for row in selection.rows),
+        closing=_nothing_closing(report) if hidden else _closing(report, selection),
+        inner_steps=report.options.all,
+    )
+
+
+def _nothing_to_draw(report: Report) -> bool:
+    """A table of constants explains nothing; the finding says it in a sentence."""
+    if not report.rows:
+        return True
+    return not report.options.all and any(f.kind == "nothing_differentiable" for f in report.findings)
+
+
+def _finding(finding: Finding) -> FindingView:
+    code = is_code(finding.hint)
+    return FindingView(
+        severity=finding.severity,
+        message=marked_up(finding.message),
+        advice=() if code else marked_up(finding.hint, "dim"),
+        code=clean_block(finding.hint) if code else "",
+        detail=clean_block(finding.detail),
+    )
+
+
+def _nothing_closing(report: Report) -> tuple[Line, ...]:
+    if not report.rows:
+        return () if report.findings else (marked_up("no tensor was made or used here", "dim"),)
+    made = (
+        "1 tensor was made or used"
+        if len(report.rows) == 1
+        else f"{len(report.rows)} tensors were made or used"
+    )
+    return (marked_up(f"{made}, none of them requires grad (`--all` shows them)", "dim"),)
+
+
+def _closing(report: Report, selection: Selection) -> tuple[Line, ...]:
+    lines = []
+    if selection.cut:
+        total = len(selection.rows) + selection.cut
+        lines.append(f"{selection.cut} more left out (`--rows {total}` shows all {total})")
+    if selection.filtered:
+        does = "row does" if selection.filtered == 1 else "rows do"
+        lines.append(f"{selection.filtered} {does} not match the filter `{report.options.filter}`")
+    if selection.folded:
+        them = "it" if selection.folded == 1 else "them"
+        lines.append(f"and {plural(selection.folded, 'constant')} without a name (`--all` shows {them})")
+    return tuple(marked_up(line, "dim") for line in lines)

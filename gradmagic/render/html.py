@@ -1,0 +1,92 @@
+"""Report -> HTML, by Jinja2: a fragment for a notebook, and a page of its own.
+
+The fragment styles itself with ``style=`` only, in the words JupyterLab's sanitizer lets through in an untrusted notebook (no
+``<style>``, no ``var()``, no ``aria-label``), in colours that hold on white and on black; without any style it is a bare table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..report import Report
+from .build import build_view
+from .marks import SIGNS, SPARKS
+from .markup import clean
+from .view import ReportView
+
+MINUS = "\N{MINUS SIGN}"
+LONGEST = 64
+LONG_NAME = 32
+BAR_PIXELS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shows:
+    """Which of the columns that may be empty have something to show."""
+
+    bar: bool
+    range: bool
+    values: bool
+    note: bool
+
+
+def render_html(report: Report) -> str:
+    """The report as an HTML fragment for a notebook's output."""
+    return _render("report.html.j2", build_view(report))
+
+
+def render_page(report: Report) -> str:
+    """The report as a complete HTML page for light and dark, with nothing to load."""
+    root = clean(report.passes[-1].root) if report.passes else "no backward ran"
+    return _render("page.html.j2", build_view(report), title=f"gradtrace: {root}")
+
+
+def _render(template: str, view: ReportView, **more: str) -> str:
+    shows = Shows(
+        bar=any(row.grad.bar is not None for row in view.rows),
+        range=any(row.grad.low and not row.grad.values for row in view.rows),
+        values=any(row.grad.values for row in view.rows),
+        note=any(row.note or row.spark for row in view.rows),
+    )
+    return _environment().get_template(template).render(view=view, shows=shows, signs=SIGNS, **more)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gradmagic.render"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(
+        minus=_minus, spark=_spark, clipped=_clipped, breakable=_breakable, pixels=_pixels
+    )
+    return environment
+
+
+def _minus(number: str) -> str:
+    """A number with true minus signs, as wide as its digits."""
+    return number.replace("-", MINUS)
+
+
+def _spark(levels: tuple[int | None, ...]) -> str:
+    return "".join("!" if level is None else SPARKS[level] for level in levels)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _breakable(name: str) -> Markup:
+    """A long dotted name may go on in the next line behind a dot."""
+    return Markup(".<wbr>" if len(name) > LONG_NAME else ".").join(name.split("."))
+
+
+def _pixels(share: float) -> int:
+    return round(share * BAR_PIXELS)

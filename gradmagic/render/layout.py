@@ -1,0 +1,166 @@
+"""Column widths of the terminal table: which columns a width has room for, and how they share it. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rich.cells import cell_len
+
+from .markup import plain
+from .rows import SPARK_WIDTH
+from .view import RowView
+
+COLUMNS = ("line", "place", "tensor", "op", "shape", "norm", "bar", "figures", "note")
+GAP = 2
+GIVE_WAY = ("place", "zeros", "op", "range", "shape", "bar", "values")
+"""What is left out as the width shrinks, in this order; line, tensor, norm and note always stay."""
+
+TENSOR_MIN, OP_MIN, SHAPE_MIN, NOTE_MIN, BAR_MIN, LINE_MAX, PLACE_MAX = 16, 12, 14, 18, 6, 14, 20
+TENSOR_SHARE, NOTE_SHARE = 0.16, 0.26
+"""Shares of the width below which tensor and note are not squeezed to keep another column."""
+
+BAR_BEST, TENSOR_BEST, NOTE_BEST, VALUES_ONLY_MAX = 16, 32, 48, 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Width of each column in terminal cells; 0 leaves the column out.
+
+    `figures` is the column that holds the elements, or minimum, maximum and zeros; `low`, `high` and `zeros` are the widths
+    of these three inside it. `place` is where the code stands when that is another cell or a file.
+    """
+
+    line: int
+    place: int
+    tensor: int
+    op: int
+    shape: int
+    norm: int
+    bar: int
+    figures: int
+    low: int
+    high: int
+    zeros: int
+    note: int
+
+    @property
+    def total(self) -> int:
+        """Width of the whole table, gaps included."""
+        widths: list[int] = [getattr(self, name) for name in COLUMNS]
+        shown = [width for width in widths if width]
+        return sum(shown) + GAP * (len(shown) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Natural:
+    """What each part of the table would like to have."""
+
+    line: int
+    place: int
+    label: int
+    label_and_beside: int
+    op: int
+    shape: int
+    shape_and_extra: int
+    norm: int
+    bar: bool
+    low: int
+    high: int
+    zeros: int
+    values: int
+    note: int
+
+
+def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
+    """Measures the rows; `inner` counts their inner steps too."""
+    steps = [step for row in rows for step in row.inner] if inner else []
+    values = [cell_len(row.grad.values) for row in rows]
+    labels = [_label(row) for row in rows]
+    has_range = any(
+        row.grad.low and not 0 < n <= VALUES_ONLY_MAX for n, row in zip(values, rows, strict=True)
+    )
+    return Natural(
+        line=min(_widest("line", (row.line or row.place for row in rows)), LINE_MAX),
+        place=max((cell_len(row.place) for row in rows if row.line), default=0),
+        label=max([6, *labels, *(4 + cell_len(step.name) for step in steps)]),
+        label_and_beside=max(map(_label_and_beside, rows), default=6),
+        op=_widest("made by", (row.op for row in rows)),
+        shape=_widest("shape", (*(row.shape for row in rows), *(step.shape for step in steps))),
+        shape_and_extra=_widest("shape", (f"{row.shape} {row.extra}".strip() for row in rows)),
+        norm=_widest("‖grad‖", (*(row.grad.norm for row in rows), *(step.norm for step in steps))),
+        bar=any(row.grad.bar is not None for row in rows),
+        low=_widest("min", (row.grad.low for row in rows)) if has_range else 0,
+        high=_widest("max", (row.grad.high for row in rows)),
+        zeros=_widest("zeros", (row.grad.zeros for row in rows)),
+        values=max(values, default=0),
+        note=max((_note(row) for row in rows), default=0),
+    )
+
+
+def fit(wish: Natural, width: int) -> Widths:
+    """The richest set of columns that `width` has room for, with the rest of the room shared out."""
+    for gone in range(len(GIVE_WAY) + 1):
+        widths = _narrowest(wish, frozenset(GIVE_WAY[gone:]), width)
+        if widths.total <= width:
+            return _widened(widths, wish, width)
+    return replace(widths, note=max(widths.note - (widths.total - width), 0))
+
+
+def _narrowest(wish: Natural, parts: frozenset[str], width: int) -> Widths:
+    zeros = wish.zeros if "zeros" in parts and wish.low else 0
+    low, high = (wish.low, wish.high) if "range" in parts and wish.low else (0, 0)
+    figures = low + GAP + high + (GAP + zeros if zeros else 0) if low else 0
+    values_only = wish.values > 0 and not wish.low and "values" in parts
+    return Widths(
+        line=wish.line,
+        place=min(wish.place, PLACE_MAX) if "place" in parts else 0,
+        tensor=min(wish.label, max(TENSOR_MIN, int(width * TENSOR_SHARE))),
+        op=min(wish.op, OP_MIN) if "op" in parts else 0,
+        shape=min(wish.shape, SHAPE_MIN) if "shape" in parts else 0,
+        norm=wish.norm,
+        bar=BAR_MIN if "bar" in parts and wish.bar else 0,
+        figures=figures or (max(wish.values, len("values")) if values_only else 0),
+        low=low,
+        high=high,
+        zeros=zeros,
+        note=min(wish.note, max(NOTE_MIN, int(width * NOTE_SHARE))),
+    )
+
+
+def _widened(widths: Widths, wish: Natural, width: int) -> Widths:
+    """Gives spare room away, to the most useful first."""
+    wishes = [
+        ("shape", wish.shape_and_extra),
+        ("tensor", min(wish.label, TENSOR_BEST)),
+        ("note", min(wish.note, NOTE_BEST)),
+        ("figures", wish.values if widths.low else 0),
+        ("op", wish.op),
+        ("bar", BAR_BEST),
+        ("tensor", min(wish.label_and_beside, 2 * TENSOR_BEST)),
+        ("note", wish.note),
+    ]
+    for column, wanted in wishes:
+        now = getattr(widths, column)
+        spare = width - widths.total
+        if now and wanted > now and spare > 0:
+            widths = replace(widths, **{column: min(wanted, now + spare)})
+    return widths
+
+
+def _widest(header: str, texts: Iterable[str]) -> int:
+    return max(len(header), max(map(cell_len, texts), default=0))
+
+
+def _label(row: RowView) -> int:
+    return cell_len(row.label.text) + (1 + len(row.times) if row.times else 0)
+
+
+def _label_and_beside(row: RowView) -> int:
+    return _label(row) + (GAP + cell_len(row.beside) if row.beside else 0)
+
+
+def _note(row: RowView) -> int:
+    ticks = 2 * sum(span.style == "code" for span in row.note)
+    note = cell_len(plain(row.note)) + ticks
+    return note + (min(SPARK_WIDTH, len(row.spark.levels)) + (1 if note else 0) if row.spark else 0)

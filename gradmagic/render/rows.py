@@ -1,0 +1,117 @@
+"""A row of the report in words and short numbers."""
+
+from __future__ import annotations
+
+import math
+
+from ..records import GradStats, InnerStep, TensorRow
+from ..report import is_surprise
+from .markup import Line, Span, clean, marked_up
+from .numbers import percent, plural, shape_text, short, values
+from .phrases import remark
+from .scale import LogScale, drawable, in_order, sparkline
+from .view import GradView, InnerView, RowView, Spark
+
+SPARK_WIDTH = 12
+SPARK_LEVELS = 8
+
+
+def row_view(row: TensorRow, scale: LogScale, several_devices: bool) -> RowView:
+    """One row; `scale` spans the norms of all rows shown with it."""
+    label, beside, path = _label(row)
+    line, place = _where(row)
+    return RowView(
+        line=line,
+        place=place,
+        label=label,
+        beside=beside,
+        path=path,
+        times=f"×{row.count}" if row.count > 1 else "",
+        title=_title(row),
+        op=clean(row.op),
+        shape=shape_text(row.shape),
+        extra=_extra(row, several_devices),
+        grad=_grad(row, scale),
+        spark=_spark(row),
+        note=_note(row),
+        inner=tuple(map(_inner, row.inner)),
+    )
+
+
+def _where(row: TensorRow) -> tuple[str, str]:
+    if row.location.own:
+        return str(row.line), ""
+    return "" if row.cell_line is None else str(row.cell_line), clean(str(row.location))
+
+
+def _label(row: TensorRow) -> tuple[Span, str, bool]:
+    """The name; else, inside a module the person did not write here, the module; else the expression."""
+    module = clean(" ".join(part for part in (row.module, row.module_type) if part))
+    if row.name is not None:
+        said = row.module is not None and row.name.startswith(f"{row.module}.")
+        return Span(clean(row.name), "name"), clean(row.module_type or "") if said else module, True
+    if row.module and not row.location.own:
+        return Span(clean(row.module), "name"), clean(row.module_type or ""), True
+    return Span(clean(row.expression or row.op), "code"), module, False
+
+
+def _title(row: TensorRow) -> str:
+    source = f"{row.name} = {row.expression}" if row.name and row.expression else row.expression
+    return "  ".join(clean(part) for part in (source, row.grad_fn) if part)
+
+
+def _extra(row: TensorRow, several_devices: bool) -> str:
+    dtype = row.dtype.removeprefix("torch.")
+    words = [dtype] if dtype != "float32" else []
+    if several_devices:
+        words.append(row.device)
+    return clean(" ".join(words))
+
+
+def _grad(row: TensorRow, scale: LogScale) -> GradView:
+    grad = row.grad
+    if grad is None:
+        return GradView(style="error" if is_surprise(row) else "dim")
+    return GradView(
+        norm=short(grad.norm),
+        style="plain" if math.isfinite(grad.norm) else "error",
+        bar=scale.share(grad.norm) if drawable(grad.norm) else None,
+        values=values(grad.values, row.shape) if grad.values is not None else "",
+        low=_extreme(grad.min, grad),
+        high=_extreme(grad.max, grad),
+        zeros=percent(grad.zero_fraction) if grad.numel else "",
+    )
+
+
+def _extreme(value: float, grad: GradStats) -> str:
+    return "" if math.isnan(value) and not grad.nan_count else short(value)
+
+
+def _spark(row: TensorRow) -> Spark | None:
+    if row.count < 2 or len(row.grads) < 2:
+        return None
+    norms = in_order(row.grads)
+    title = f"norms of {len(norms)} gradients, first {short(norms[0])}, last {short(norms[-1])}"
+    return Spark(sparkline(norms, SPARK_WIDTH, SPARK_LEVELS), title)
+
+
+def _note(row: TensorRow) -> Line:
+    text = " · ".join(part for part in (_not_finite(row), remark(row)) if part)
+    return marked_up(text, "dim" if row.grad is None and not is_surprise(row) else "plain")
+
+
+def _not_finite(row: TensorRow) -> str:
+    """Counts NaN and inf, unless the note already speaks of them."""
+    grad = row.grad
+    if grad is None or not (grad.nan_count or grad.inf_count) or "NaN" in row.note or "inf" in row.note:
+        return ""
+    counts = [f"{n} {what}" for n, what in ((grad.nan_count, "NaN"), (grad.inf_count, "inf")) if n]
+    return f"{' and '.join(counts)} of {plural(grad.numel, 'element')}"
+
+
+def _inner(step: InnerStep) -> InnerView:
+    return InnerView(
+        name=clean(step.grad_fn),
+        shape=shape_text(step.shape) if step.shape is not None else "",
+        norm=short(step.grad.norm) if step.grad is not None else "",
+    )

@@ -1,0 +1,75 @@
+"""Which rows of a report are shown, in which order, and how many are not."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..records import TensorRow
+from ..report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rows a report shows.
+
+    Attributes:
+        rows: the rows to show, in the order to show them.
+        folded: constants without a name that are left out.
+        filtered: rows the filter left out.
+        cut: rows the limit left out.
+    """
+
+    rows: tuple[TensorRow, ...]
+    folded: int = 0
+    filtered: int = 0
+    cut: int = 0
+
+
+def select(report: Report) -> Selection:
+    """Applies the report's options: filter, then fold, then sort, then limit."""
+    options = report.options
+    matching = [(i, row) for i, row in enumerate(report.rows) if matches(row, options.filter)]
+    in_findings = {index for finding in report.findings for index in finding.rows}
+    kept = [row for i, row in matching if options.all or i in in_findings or not _folds(row)]
+    if options.sort == "norm":
+        kept.sort(key=_norm_key)
+    elif options.sort == "name":
+        kept.sort(key=_name_key)
+    shown = kept[: options.rows]
+    return Selection(
+        rows=tuple(shown),
+        folded=len(matching) - len(kept),
+        filtered=len(report.rows) - len(matching),
+        cut=len(kept) - len(shown),
+    )
+
+
+def matches(row: TensorRow, pattern: str | None) -> bool:
+    """True when the row's name, an alias, its op or its module holds `pattern`; a glob has to match one of them whole."""
+    if not pattern:
+        return True
+    wanted = pattern.lower()
+    texts = [text.lower() for text in (row.name, *row.aliases, row.op, row.module) if text]
+    if "*" in wanted or "?" in wanted:
+        return any(fnmatchcase(text, wanted) for text in texts)
+    return any(wanted in text for text in texts)
+
+
+def _folds(row: TensorRow) -> bool:
+    return row.kind == "constant" and row.name is None and not row.aliases
+
+
+def _norm_key(row: TensorRow) -> float:
+    """NaN and inf first, then the largest; rows without a gradient last."""
+    if row.grad is None:
+        return math.inf
+    return -math.inf if math.isnan(row.grad.norm) else -row.grad.norm
+
+
+def _name_key(row: TensorRow) -> tuple[bool, list[tuple[int, str]]]:
+    """Named rows first; numbers inside a name count as numbers, so that h2 stands before h10."""
+    parts = re.split(r"([0-9]+)", row.label.lower())
+    return row.name is None, [(int(part) if i % 2 else -1, part) for i, part in enumerate(parts)]

@@ -1,0 +1,92 @@
+"""Report -> text for a terminal, by rich."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..report import Report
+from .build import build_view
+from .ink import Ink
+from .markup import Line, Span
+from .terminal_table import table
+from .view import FindingView, ReportView
+
+NARROWEST, WIDEST = 60, 200
+
+
+def render_text(
+    report: Report, width: int | None = None, color: bool = False, ascii_only: bool = False
+) -> str:
+    """The report as text that fits `width` columns (60 to 200; None asks the terminal), without a newline at the end.
+
+    `color` allows ANSI styles. `ascii_only` is for a terminal that cannot show Unicode: nothing else comes out then.
+    """
+    wide = min(max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)
+    console = _console(wide, color)
+    with console.capture() as capture:
+        console.print(_content(build_view(report), wide, Ink(color, ascii_only)))
+    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+
+
+def _console(width: int, color: bool) -> Console:
+    """A console that neither looks at the real terminal nor reads meaning into the text."""
+    return Console(
+        file=io.StringIO(),
+        width=width,
+        color_system="standard" if color else None,
+        force_terminal=color,
+        force_jupyter=False,
+        no_color=not color,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        _environ={},
+    )
+
+
+def _content(view: ReportView, width: int, ink: Ink) -> Group:
+    title = (Span("gradtrace", "strong"), Span("  "))
+    first, *others = view.header
+    parts: list[RenderableType] = [
+        *_packed([(*title, *first), *others], width, ink),
+        *_packed(view.aside, width, ink),
+    ]
+    parts += [_finding(finding, ink) for finding in view.findings]
+    if view.rows:
+        parts += [Text(), table(view, width, ink)]
+    parts += [ink.line(line) for line in view.closing]
+    return Group(*parts)
+
+
+def _packed(parts: Sequence[Line], width: int, ink: Ink) -> list[Text]:
+    """The parts one behind the other, and on a line of its own what would not fit whole."""
+    lines: list[Text] = []
+    dot = ink.text(" · ", "dim")
+    for part in map(ink.line, parts):
+        if lines and lines[-1].cell_len + dot.cell_len + part.cell_len <= width:
+            lines[-1] = lines[-1] + dot + part
+        else:
+            lines.append(Text("  ") + part if lines else part)
+    return lines
+
+
+def _finding(finding: FindingView, ink: Ink) -> Table:
+    """The sign, and beside it message, hint and PyTorch's own words."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    grid.add_row(ink.sign(finding.severity), ink.line(finding.message))
+    if finding.advice:
+        grid.add_row("", ink.line(finding.advice))
+    if finding.code:
+        grid.add_row("", ink.text("→ ", "dim") + ink.text(finding.code, "code"))
+    if finding.detail:
+        grid.add_row("", ink.text(finding.detail, "dim"))
+    return grid

@@ -1,0 +1,302 @@
+"""The report of one traced run: rows, look-up by name, findings, export. Plain data; what it looks like is render's."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from .records import BackwardPass, Finding, Location, TensorRow
+
+SCHEMA_VERSION = 1
+"""Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
+
+ORDINARY_REASONS = frozenset(
+    {
+        "requires_grad_false",
+        "integer_dtype",
+        "no_grad",
+        "inference_mode",
+        "after_backward",
+        "inside_transform",
+    }
+)
+"""Reasons nobody is surprised by as long as the tensor is a constant."""
+
+QUIET_REASONS = frozenset({"frozen", "no_backward", "backward_inputs"})
+"""Reasons nobody is surprised by: the person asked for it, or the header says it of the whole run."""
+
+Sort = Literal["line", "norm", "name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """How a report is shown; its data, its look-up and its exports are the same under all options.
+
+    Attributes:
+        all: show also the constants without a name, and every inner step.
+        sort: ``line`` keeps the order of execution, ``norm`` puts the largest gradient first, ``name`` is natural order.
+        rows: show at most so many rows; None for no limit.
+        filter: show only rows whose name, op or module holds this text (a glob when it holds ``*`` or ``?``); case does
+            not matter.
+
+    Raises:
+        ValueError: `rows` is less than 1, or `sort` is none of the three.
+    """
+
+    all: bool = False
+    sort: Sort = "line"
+    rows: int | None = None
+    filter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows must be at least 1, not {self.rows}")
+        if self.sort not in ("line", "norm", "name"):
+            raise ValueError(f"sort must be 'line', 'norm' or 'name', not {self.sort!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The numbers of a report's header.
+
+    Attributes:
+        tensors: rows, constants included.
+        gradients: rows that a gradient reached.
+        without: rows that none reached.
+        surprises: those of them a person would not expect; see `is_surprise`.
+    """
+
+    tensors: int
+    gradients: int
+    without: int
+    surprises: int
+
+
+class TensorNotFoundError(KeyError):
+    """No row has the name that was asked for. Its text reads as a sentence, which a plain KeyError's does not."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Report:
+    """What one traced run found.
+
+    Attributes:
+        rows: every tensor, in order of first execution; a leaf stands before its first use.
+        root: the row backward started from, or None.
+        root_value: the root's value when it is a scalar.
+        passes: every run of backward, in order.
+        findings: what is worth saying about the run, the most severe first.
+        candidates: names of further scalars that could have been the root.
+        seconds: wall time of the whole traced run.
+        guest: gradtrace ran backward itself, and the ``.grad`` it left is replaced by the person's next backward.
+        options: how the report is shown.
+    """
+
+    rows: list[TensorRow] = field(default_factory=list)
+    root: TensorRow | None = None
+    root_value: float | None = None
+    passes: list[BackwardPass] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    candidates: tuple[str, ...] = ()
+    seconds: float = 0.0
+    guest: bool = False
+    options: ReportOptions = field(default_factory=ReportOptions)
+
+    def __getitem__(self, name: str) -> TensorRow:
+        """The last row bound to `name`, in order of execution; then the last one known by it as an alias.
+
+        Raises:
+            TensorNotFoundError: (a KeyError) no row has that name; the message names near misses.
+            TypeError: `name` is no string.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a row is looked up by its name; by position it is report.rows[{name!r}]")
+        row = self._find(name)
+        if row is None:
+            raise TensorNotFoundError(self._not_found(name))
+        return row
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[TensorRow]:
+        return iter(self.rows)
+
+    def __bool__(self) -> bool:
+        """True, also without rows: a report that found nothing is still a report."""
+        return True
+
+    def with_options(self, options: ReportOptions) -> Report:
+        """The same report, shown differently."""
+        return replace(self, options=options)
+
+    def summary(self) -> Summary:
+        """Counts the rows, those with a gradient, those without, and the surprises among them."""
+        gradients = sum(row.grad is not None for row in self.rows)
+        return Summary(
+            tensors=len(self.rows),
+            gradients=gradients,
+            without=len(self.rows) - gradients,
+            surprises=sum(map(is_surprise, self.rows)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report as dicts, lists, strings and numbers that strict JSON can hold.
+
+        NaN and infinities are the strings ``NaN``, ``Infinity`` and ``-Infinity``, a complex number is ``[re, im]``, and
+        `root` is an index into `rows`. The display options do not matter and are not part of it.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "root": _index(self.rows, self.root),
+            "root_value": _plain(self.root_value),
+            "passes": _plain(self.passes),
+            "findings": _plain(self.findings),
+            "candidates": list(self.candidates),
+            "seconds": _plain(self.seconds),
+            "guest": self.guest,
+            "rows": _plain(self.rows),
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as strictly valid JSON text (ASCII)."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_csv(self) -> str:
+        """One line per row, as RFC 4180 has it; text that a spreadsheet would run as a formula gets a leading apostrophe."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, fieldnames=list(_COLUMNS))
+        writer.writeheader()
+        writer.writerows({key: _inert(value) for key, value in _flat(row).items()} for row in self.rows)
+        return out.getvalue()
+
+    def to_pandas(self) -> Any:
+        """One line per row as a ``pandas.DataFrame``, with the columns of `to_csv`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError('to_pandas() needs pandas: pip install "gradmagic[pandas]"') from error
+        return pandas.DataFrame([_flat(row) for row in self.rows], columns=list(_COLUMNS))
+
+    def to_html(self) -> str:
+        """A complete HTML page of its own, for light and dark."""
+        from .render.html import render_page
+
+        return render_page(self)
+
+    def __str__(self) -> str:
+        """The table as plain text, 100 columns wide."""
+        from .render.text import render_text
+
+        return render_text(self, width=100)
+
+    def __repr__(self) -> str:
+        counts = self.summary()
+        return (
+            f"<Report: {counts.tensors} tensors, {counts.gradients} gradients, {len(self.findings)} findings>"
+        )
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        from .render.html import render_html
+
+        return {"text/plain": str(self), "text/html": render_html(self)}
+
+    def _find(self, name: str) -> TensorRow | None:
+        for row in reversed(self.rows):
+            if row.name == name:
+                return row
+        for row in reversed(self.rows):
+            if name in row.aliases:
+                return row
+        return None
+
+    def _not_found(self, name: str) -> str:
+        names = list(dict.fromkeys(n for row in self.rows for n in (row.name, *row.aliases) if n))
+        if not names:
+            return f"no tensor named {name!r}: the report has no named tensor"
+        near = difflib.get_close_matches(name, names, n=3)
+        if near:
+            return f"no tensor named {name!r}; did you mean {' or '.join(map(repr, near))}?"
+        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+        return f"no tensor named {name!r}; there are {', '.join(map(repr, names[:8]))}{more}"
+
+
+def is_surprise(row: TensorRow) -> bool:
+    """True when the row has no gradient and a person would not expect that: not a plain constant, not switched off on purpose."""
+    if row.grad is not None or row.reason in QUIET_REASONS:
+        return False
+    if row.kind != "constant":
+        return row.reason != "after_backward"
+    return row.reason is not None and row.reason not in ORDINARY_REASONS
+
+
+_COLUMNS = (
+    "line", "place", "name", "expression", "module", "module_type", "op", "grad_fn", "kind", "shape", "dtype", "device",
+    "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel", "reason", "culprit",
+    "note",
+)  # fmt: skip
+_STATISTICS = ("norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel")
+
+
+def _flat(row: TensorRow) -> dict[str, Any]:
+    """One row as a flat dict with the keys of `_COLUMNS`."""
+    flat = {column: getattr(row, column, None) for column in _COLUMNS}
+    flat["line"] = row.line if row.location.own else row.cell_line
+    flat["place"] = str(row.location)
+    flat["shape"] = str(row.shape)
+    flat["culprit"] = str(row.culprit) if row.culprit is not None else None
+    for name in _STATISTICS:
+        flat[name] = getattr(row.grad, name, None)
+    return flat
+
+
+def _inert(value: object) -> object:
+    """Keeps a spreadsheet from running text as a formula (OWASP, "CSV Injection")."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value
+
+
+def _index(rows: Sequence[TensorRow], wanted: TensorRow | None) -> int | None:
+    return next((index for index, row in enumerate(rows) if row is wanted), None)
+
+
+def _plain(value: Any) -> Any:
+    """Records, tuples and numbers as strict JSON has them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _non_finite(value)
+    if isinstance(value, complex):
+        return [_plain(value.real), _plain(value.imag)]
+    if value is None or isinstance(value, str | int):
+        return value
+    if is_dataclass(value):
+        return _plain_record(value)
+    return [_plain(item) for item in value]
+
+
+def _non_finite(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _plain_record(record: Any) -> dict[str, Any]:
+    plain = {f.name: _plain(getattr(record, f.name)) for f in fields(record) if f.name != "find_tensor"}
+    if isinstance(record, Location):
+        plain["place"] = str(record)
+    return plain

@@ -1,0 +1,290 @@
+"""Reports made by hand, so that looking up, exporting and drawing are tested without a tracer and without torch."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from gradmagic.records import BackwardPass, Finding, GradSeries, GradStats, InnerStep, Location, TensorRow
+from gradmagic.report import Report
+
+CELL = "/tmp/ipykernel_1/123.py"
+
+
+def at(line: int, **more: Any) -> Location:
+    """A line of the traced cell."""
+    return Location(**{"file": CELL, "line": line, "cell": 7, "own": True, **more})
+
+
+def stats(norm: float, low: float = -1e-2, high: float = 1e-2, zeros: float = 0.0, **more: Any) -> GradStats:
+    """Statistics of a gradient of 512 elements."""
+    given = {"rms": norm / 22.6, "mean": 0.0, "nan_count": 0, "inf_count": 0, "numel": 512, "values": None}
+    return GradStats(**{"norm": norm, "min": low, "max": high, "zero_fraction": zeros, **given, **more})
+
+
+def small(*values: complex) -> GradStats:
+    """Statistics of a gradient of at most six elements."""
+    sizes = [abs(v) for v in values]
+    norm = math.hypot(*sizes)
+    reals = [v.real for v in values]
+    return GradStats(
+        norm=norm,
+        rms=norm / math.sqrt(len(values)) if values else 0.0,
+        mean=sum(reals) / len(values) if values else math.nan,
+        min=min(reals, default=math.nan),
+        max=max(reals, default=math.nan),
+        zero_fraction=sum(v == 0 for v in values) / len(values) if values else 0.0,
+        nan_count=sum(math.isnan(v) for v in sizes),
+        inf_count=sum(math.isinf(v) for v in sizes),
+        numel=len(values),
+        values=tuple(values),
+    )
+
+
+def series(norms: list[float]) -> GradSeries:
+    """The gradients of a loop, as backward delivers them: the last occurrence first."""
+    n = len(norms)
+    backwards = norms[::-1]
+    return GradSeries(
+        passes=array("l", [0] * n),
+        occurrences=array("l", range(n - 1, -1, -1)),
+        norm=array("d", backwards),
+        min=array("d", [-x for x in backwards]),
+        max=array("d", backwards),
+        zero_fraction=array("d", [0.0] * n),
+        nan_count=array("q", [0] * n),
+    )
+
+
+def row(name: str | None, line: int, op: str = "mul", **more: Any) -> TensorRow:
+    """A non-leaf row of the traced cell."""
+    given = {
+        "expression": f"{op}(...)",
+        "grad_fn": None
+        if more.get("kind", "non-leaf") != "non-leaf"
+        else f"{op.title().replace('_', '')}Backward0",
+        "location": at(line),
+        "kind": "non-leaf",
+        "shape": (8, 64),
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "cell_line": line,
+    }
+    return TensorRow(**{"name": name, "op": op, **given, **more})
+
+
+def constant(name: str | None, line: int, op: str = "randn", **more: Any) -> TensorRow:
+    """A row nobody asked a gradient of."""
+    return row(name, line, op, **{"kind": "constant", "reason": "requires_grad_false", **more})
+
+
+def rnn() -> Report:
+    """The sketch: a recurrent net whose gradients vanish, and an encoder that argmax cuts off."""
+    decay = [2.1e-1 * 0.7**k for k in range(49, -1, -1)]
+    loop = {"count": 50, "location": at(10, text="h = torch.tanh(x[t] @ W + h @ U)")}
+    head = {"location": Location("/lib/torch/nn/modules/linear.py", 134), "cell_line": 11, "shape": (8, 32)}
+    loss = row("loss", 13, "mse_loss", shape=(), grad=small(1.0), expression="F.mse_loss(out, y)")
+    no_way = {"kind": "parameter", "reason": "cut_upstream", "culprit": at(7), "shape": (64, 16)}
+    rows = [
+        constant("x", 2, shape=(50, 8, 32), expression="torch.randn(50, 8, 32)"),
+        row("W", 3, "Parameter", kind="parameter", shape=(32, 64), grad=stats(4.1e-1, -1.9e-2, 2.2e-2)),
+        row("U", 4, "Parameter", kind="parameter", shape=(64, 64), grad=stats(2.7e-2, -3.0e-3, 2.8e-3)),
+        row("encoder.weight", 6, "Parameter", **no_way),
+        row("encoder.bias", 6, "Parameter", **{**no_way, "shape": (64,)}),
+        row("z", 6, "linear", reason="cut_upstream", culprit=at(7), module="encoder", module_type="Linear"),
+        constant("codes", 7, "argmax", reason="not_differentiable", shape=(8,), dtype="torch.int64",
+                 note="not differentiable (int64)", expression="z.argmax(-1)"),
+        row(None, 10, "matmul", expression="x[t] @ W", grad=stats(1.1e-1, -1.1e-2, 9.8e-3),
+            grads=series([x / 2 for x in decay]), **loop),
+        row(None, 10, "matmul", expression="h @ U", grad=stats(1.1e-1, -1.1e-2, 9.8e-3, 0.02),
+            grads=series([x / 2 for x in decay]), **loop),
+        row("h", 10, "tanh", expression="torch.tanh(x[t] @ W + h @ U)", grad=stats(2.1e-1, -1.2e-2, 1.0e-2),
+            grads=series(decay), note="vanishing", **loop),
+        row(None, 134, "linear", expression="F.linear(input, self.weight, self.bias)", module="head.0",
+            module_type="Linear", grad=stats(3.3e-1, -4.0e-2, 5.1e-2), **head),
+        row(None, 134, "relu", expression="F.relu(input, inplace=self.inplace)", module="head.1",
+            module_type="ReLU", grad=stats(1.9e-1, -4.0e-2, 4.4e-2, 0.61), note="dead: 9 of 32 units", **head),
+        constant(None, 12, "zeros_like", shape=(8, 32), expression="torch.zeros_like(out)"),
+        loss,
+    ]  # fmt: skip
+    findings = [
+        Finding(
+            kind="not_differentiable",
+            severity="error",
+            message="No gradient reaches `encoder.weight`, `encoder.bias`: `codes = z.argmax(-1)` (line 7) is not "
+            "differentiable.",
+            hint="Use a soft relaxation, or a straight-through estimator.",
+            location=at(7),
+            rows=(3, 4, 5, 6),
+        ),
+        Finding(
+            kind="vanishing",
+            severity="warning",
+            message="Vanishing: ‖∂loss/∂h‖ falls 0.21 → 3.4e-9 over 50 steps of `h = torch.tanh(x[t] @ W + h @ U)` "
+            "(line 10).",
+            location=at(10),
+            rows=(9,),
+        ),
+    ]
+    run = BackwardPass(root="loss", value=0.70421, run_by="gradtrace", seconds=1e-3)
+    return Report(
+        rows=rows, root=loss, root_value=0.70421, passes=[run], findings=findings, candidates=("aux",), seconds=3.1e-3,
+        guest=True,
+    )  # fmt: skip
+
+
+def quickstart() -> Report:
+    """The first example of the README: five tensors of one element."""
+    root = row("l", 6, "pow", shape=(1,), expression="z.pow(2)", grad=small(1.0))
+    rows = [
+        constant("x", 2, "tensor", shape=(1,), expression="torch.tensor([1.0])",
+                 note="write `x = torch.tensor([1.0], requires_grad=True)` to get one"),
+        row("w", 3, "tensor", kind="leaf", shape=(1,), expression="torch.tensor([2.0], requires_grad=True)",
+            grad=small(16.0)),
+        row("y", 4, "mul", shape=(1,), expression="x * w", grad=small(16.0)),
+        row("z", 5, "mul", shape=(1,), expression="y * 2", grad=small(8.0)),
+        root,
+    ]  # fmt: skip
+    run = BackwardPass(root="l", value=16.0, run_by="gradtrace")
+    return Report(rows=rows, root=root, root_value=16.0, passes=[run], seconds=8.12e-4, guest=True)
+
+
+def gan() -> Report:
+    """Two passes that the cell ran itself."""
+    rows = [
+        row("fake", 8, "linear", module="G.net.2", module_type="Linear", grad=stats(0.12)),
+        row(None, 9, "detach", kind="constant", expression="fake.detach()", reason="detached"),
+        row("lossD", 11, "add", shape=(), grad=small(1.0)),
+        row("lossG", 18, "binary_cross_entropy", shape=(), grad=small(1.0)),
+    ]
+    passes = [
+        BackwardPass(root="lossD", value=1.386, location=at(12)),
+        BackwardPass(root="lossG", value=0.693, location=at(20)),
+    ]
+    return Report(rows=rows, root=rows[3], root_value=0.693, passes=passes, seconds=0.0123)
+
+
+def nothing_differentiable() -> Report:
+    """A cell of plain arithmetic."""
+    rows = [constant("a", 2), constant("b", 3), constant(None, 4, "add")]
+    finding = Finding(
+        kind="nothing_differentiable",
+        severity="info",
+        message="Nothing in this cell requires grad, so there is no gradient to show.",
+        hint="a = torch.randn(3, requires_grad=True)",
+    )
+    return Report(rows=rows, findings=[finding], seconds=2e-4)
+
+
+def empty() -> Report:
+    """A cell without any tensor."""
+    return Report()
+
+
+def failed() -> Report:
+    """A backward that raised."""
+    detail = (
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        "[torch.FloatTensor [3]], which is output 0 of SigmoidBackward0, is at version 1; expected version 0 instead."
+        "\nHint: enable anomaly detection to find the operation that failed to compute its gradient."
+    )
+    finding = Finding(
+        kind="in_place",
+        severity="error",
+        message="Backward failed: `y.add_(1)` (line 4) changed `y`, whose value sigmoid still needed.",
+        hint="y = y + 1",
+        location=at(4),
+        rows=(1,),
+        detail=detail,
+    )
+    rows = [
+        row("x", 2, "randn", kind="leaf", shape=(3,), reason="backward_failed"),
+        row("y", 3, "sigmoid", shape=(3,), reason="backward_failed", culprit=at(4)),
+        row("loss", 5, "sum", shape=(), reason="backward_failed"),
+    ]
+    run = BackwardPass(root="loss", value=2.5, run_by="gradtrace", error=detail)
+    return Report(rows=rows, root=rows[2], root_value=2.5, passes=[run], findings=[finding], seconds=0.5)
+
+
+def large(count: int = 200) -> Report:
+    """A deep model: rows from a library's file, from an earlier cell and from the traced cell."""
+    library = Location("/lib/torchvision/models/resnet.py", 92, function="forward")
+    earlier = Location("/tmp/ipykernel_1/9.py", 5, cell=3, function="forward")
+    rows = []
+    for i in range(count):
+        place = (library, earlier, at(4))[i % 3]
+        norm = 10.0 ** (-6 * i / count)
+        rows.append(
+            row(
+                (f"model.layer{i}.weight", None, f"h{i}")[i % 3],
+                place.line,
+                ("Parameter", "conv2d", "batch_norm")[i % 3],
+                kind=("parameter", "non-leaf", "non-leaf")[i % 3],
+                location=place,
+                cell_line=4,
+                expression=f"self.conv{i}(self.bn{i}(torch.relu(x)))",
+                module=f"model.layer{i // 20}.{i % 20}.conv1",
+                module_type="Conv2d",
+                shape=(64, 128, 14, 14),
+                grad=stats(norm, -norm / 9, norm / 8, (i % 7) / 7),
+                inner=(InnerStep("SoftmaxBackward0", (8, 8), stats(norm)),) if i % 50 == 1 else (),
+            )
+        )
+    run = BackwardPass(root="loss", value=2.3, location=at(6), seconds=0.4)
+    return Report(rows=rows, passes=[run], root_value=2.3, seconds=75.0)
+
+
+HOSTILE = "<script>alert('x')</script>\"&\x1b[31mred\r\u202eevil[bold]x[/bold]{{ 7*7 }}\ud800"
+
+
+def hostile() -> Report:
+    """Strings that would like to be HTML, markup, or a terminal's commands."""
+    rows = [
+        row(HOSTILE, 2, HOSTILE, expression=HOSTILE, module=HOSTILE, module_type=HOSTILE, note=HOSTILE, grad=stats(1.0),
+            device=HOSTILE, inner=(InnerStep(HOSTILE, (2,), None),)),
+        row(None, 3, "mul", expression=f"d['{HOSTILE}'] * \n 2", reason="unused", culprit=at(2),
+            location=Location(f"/x/{HOSTILE}", 5, own=False)),
+    ]  # fmt: skip
+    finding = Finding(kind="x", severity="error", message=f"`{HOSTILE}` and {HOSTILE}", hint=f"f('{HOSTILE}')",
+                      detail=f"line one\n  {HOSTILE}")  # fmt: skip
+    run = BackwardPass(root=HOSTILE, value=1.0, location=at(9))
+    return Report(rows=rows, passes=[run], findings=[finding], candidates=(HOSTILE,))
+
+
+def odd() -> Report:
+    """Gradients that are NaN, infinite, huge, tiny, zero, empty, complex or sparse in digits; odd names, dtypes, devices."""
+    nan, inf = math.nan, math.inf
+    rows = [
+        row("nan", 1, "log", grad=stats(nan, nan, nan, nan_count=12), note=""),
+        row("inf", 2, "div", grad=stats(inf, -inf, inf, inf_count=3)),
+        row("huge", 3, "exp", grad=stats(3.0e38, -2.5e38, 1.1e38), dtype="torch.float64", device="cuda:0"),
+        row("tiny", 4, "exp", grad=stats(1.0e-45, -1e-45, 0.0, 0.999), dtype="torch.bfloat16", device="cuda:1"),
+        row("zero", 5, "relu", grad=stats(0.0, 0.0, 0.0, 1.0)),
+        row("empty", 6, "cat", shape=(0, 3), grad=small(), note="no elements"),
+        row("z", 7, "fft_fft", shape=(2,), grad=small(1 + 2j, -0.5j), dtype="torch.complex64"),
+        row("six", 8, "stack", shape=(2, 3), grad=small(-0.0123, 123.456, 1e-9, 99999.0, 0.0, -1 / 3)),
+        row("scalar", 9, "sum", shape=(), grad=small(-0.25)),
+        row("重み🔥", 10, "linear", grad=stats(1.0), module="モデル.層"),
+        row("loop", 11, "tanh", count=5, grad=stats(1.0), grads=series([1.0, nan, 0.0, 1e-8, 1.0])),
+        row(None, 12, "einsum", expression="torch.einsum('bhqk,bhkd->bhqd', attention_weights, values_projected)" * 3,
+            grad=stats(0.5), shape=(8, 16, 1024, 64)),
+        row("model.encoder.layers.11.self_attention.out_projection.weight", 13, "Parameter", kind="parameter",
+            grad=stats(0.031)),
+    ]  # fmt: skip
+    run = BackwardPass(root="scalar", value=nan, location=at(14))
+    return Report(rows=rows, root=rows[8], root_value=nan, passes=[run], seconds=1.5)
+
+
+SAMPLES: dict[str, Callable[[], Report]] = {
+    "rnn": rnn,
+    "quickstart": quickstart,
+    "gan": gan,
+    "nothing_differentiable": nothing_differentiable,
+    "empty": empty,
+    "failed": failed,
+    "large": large,
+    "hostile": hostile,
+    "odd": odd,
+}
