@@ -58,7 +58,7 @@ def _constant(index: int, row: RowFacts, before: list[Verdict]) -> Verdict:
     if inherited is not None:
         return inherited
     if not row.is_floating:
-        return Verdict("integer_dtype", index, note=f"{row.dtype}: only floating point tensors have gradients")
+        return Verdict("integer_dtype", index, note=f"{row.dtype} tensors have no gradient")
     if row.inference:
         return Verdict("inference_mode", index, note="made under `torch.inference_mode()`")
     return Verdict("requires_grad_false", index, note=_ask_for_it(row))

@@ -1,0 +1,69 @@
+"""Gradients of every tensor in a notebook cell: ``%load_ext gradmagic``, then ``%%gradtrace``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from .records import BackwardPass, Finding, GradSeries, GradStats, InnerStep, Location, TensorRow
+    from .report import Report, ReportOptions
+    from .tracing import trace
+
+    __version__: str
+
+__all__ = [
+    "BackwardPass",
+    "Finding",
+    "GradSeries",
+    "GradStats",
+    "InnerStep",
+    "Location",
+    "Report",
+    "ReportOptions",
+    "TensorRow",
+    "__version__",
+    "load_ipython_extension",
+    "trace",
+    "unload_ipython_extension",
+]
+
+_HOMES = MappingProxyType(
+    {"trace": "tracing", "Report": "report", "ReportOptions": "report"}
+    | dict.fromkeys(
+        ("BackwardPass", "Finding", "GradSeries", "GradStats", "InnerStep", "Location", "TensorRow"),
+        "records",
+    )
+)
+"""Where each public name lives. They are imported on first use, so that loading the extension stays light."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import, and seldom asked for
+
+        return version("gradmagic")
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Registers ``%%gradtrace`` and ``%gradtrace``; called by ``%load_ext gradmagic``."""
+    from .magic import register  # a plain `import gradmagic` needs no IPython
+
+    register(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Takes the magics out again; called by ``%unload_ext gradmagic``."""
+    from .magic import unregister  # a plain `import gradmagic` needs no IPython
+
+    unregister(shell)

@@ -1,0 +1,283 @@
+"""``%%gradtrace`` and ``%gradtrace``: the options, the way into and out of a trace, the display."""
+
+# mypy: disable-error-code="no-untyped-call, untyped-decorator"
+# IPython's magic decorators, display() and push() carry no type hints.
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.display import display
+
+from .cell import Cell, cell_of, execution_count, pass_on, statement_of
+
+if TYPE_CHECKING:
+    from .report import Report
+
+_WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
+_OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+_TAKES_VALUE = re.compile(r"-[qaz]*[bo]|--(backward|output|sort|rows|filter)")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the person asked for on the magic line.
+
+    Attributes:
+        backward: ``auto``, ``none`` or an expression.
+        output: name to bind the report to, or None.
+        quiet: display nothing.
+        zero_grad: clear ``.grad`` of the leaves first.
+        all: show also constants and every unnamed row.
+        sort: order of the rows, or None for the default.
+        rows: most rows to show, or None for no limit.
+        filter: what a row's name, op or module must hold, or None.
+    """
+
+    backward: str = "auto"
+    output: str | None = None
+    quiet: bool = False
+    zero_grad: bool = False
+    all: bool = False
+    sort: Literal["line", "norm", "name"] | None = None
+    rows: int | None = None
+    filter: str | None = None
+
+
+@magics_class
+class GradtraceMagics(Magics):
+    """The magics of gradmagic."""
+
+    shell: InteractiveShell
+
+    @magic_arguments()
+    @argument(
+        "-b",
+        "--backward",
+        metavar="EXPR",
+        default="auto",
+        help='where backward starts: an expression (quoted when it holds spaces: -b "a + b"), or none for no '
+        "backward. By default the cell's own backward counts, else the last scalar of the cell is taken.",
+    )
+    @argument("-o", "--output", metavar="NAME", help="bind the report to this name")
+    @argument(
+        "-q", "--quiet", action="store_true", help="display nothing; .grad is there, and -o still binds"
+    )
+    @argument("-a", "--all", action="store_true", help="show also constants and every unnamed row")
+    @argument(
+        "-z", "--zero-grad", action="store_true", help="first clear the .grad of the leaves that are used"
+    )
+    @argument(
+        "--sort",
+        choices=("line", "norm", "name"),
+        help="order of the rows (default: line, the order of execution)",
+    )
+    @argument("--rows", type=int, metavar="N", help="show at most N rows")
+    @argument("--filter", metavar="PATTERN", help="show only rows whose name, op or module holds this")
+    @argument(
+        "statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it"
+    )
+    @no_var_expand
+    @line_cell_magic
+    def gradtrace(self, line: str, cell: str | None = None) -> Any:
+        """Run a cell as always, and show the gradient of every tensor it makes.
+
+        Where there is no gradient, the report says why, which line is to blame, and what to write instead.
+        If the cell does not call backward itself, it is run from the last scalar::
+
+            %%gradtrace
+            y = x * w
+            loss = y.pow(2).sum()
+
+            %gradtrace -o report loss = (x * w).pow(2).sum()
+        """
+        __tracebackhide__ = True
+        words, rest = _split(line)
+        options = _options(self.gradtrace.parser, words)
+        _require_code(rest, cell)
+        shell = self.shell
+        try:
+            if cell is None:
+                code = statement_of(shell, rest)
+            else:
+                code = cell_of(shell, cell, f"%%gradtrace {line}".strip())
+            return _run(shell, code, options)
+        except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
+            pass_on(shell, error)
+            raise
+
+
+def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
+    """Traces the cell; what it raises leaves here after the report is shown."""
+    # The engine brings PyTorch along: loading the extension stays light without it.
+    from .sources import CellSource
+    from .tracing import trace
+
+    source = CellSource(code.file, lambda file: execution_count(shell, file))
+    run = trace(options.backward, zero_grad=options.zero_grad, namespace=shell.user_ns, cell=source)
+    try:
+        with run:
+            value = code.run()
+            run.offer(value)
+    finally:
+        _deliver(shell, run, options)
+    return value if code.shown else None
+
+
+def _split(line: str) -> tuple[list[str], str]:
+    """The options as words, and what comes after them, verbatim. Quotes may stand anywhere in a word."""
+    words: list[str] = []
+    position, value_is_due = 0, False
+    while word := _WORD.match(line, position):
+        text = word.group(1)
+        if text == "--" and not value_is_due:
+            position = word.end()
+            break
+        if not value_is_due and not _OPTION.fullmatch(text):
+            break
+        words.append(text)
+        value_is_due = not value_is_due and _TAKES_VALUE.fullmatch(text) is not None
+        position = word.end()
+    rest = line[position:].strip()
+    return words, "" if rest.startswith("#") else rest
+
+
+def _options(parser: Any, words: list[str]) -> Options:
+    # A value that starts with a dash (-b "-loss") would pass for an option unless it hangs on its own.
+    arguments = vars(parser.parse_args(_with_values_attached(words)))
+    arguments.pop("statement")
+    options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
+    _check_backward(options.backward)
+    if options.output is not None and (
+        not options.output.isidentifier() or keyword.iskeyword(options.output)
+    ):
+        raise UsageError(f"-o/--output: {options.output} is no name a variable can have")
+    if options.rows is not None and options.rows < 1:
+        raise UsageError(f"--rows must be at least 1, not {options.rows}")
+    _check_quiet(options)
+    return options
+
+
+def _with_values_attached(words: list[str]) -> list[str]:
+    attached: list[str] = []
+    for word in words:
+        if attached and _TAKES_VALUE.fullmatch(attached[-1]):
+            attached[-1] += f"={word}" if attached[-1].startswith("--") else word
+        else:
+            attached.append(word)
+    return attached
+
+
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    return value
+
+
+def _check_backward(expression: str) -> None:
+    try:
+        compile(expression.strip(), "<--backward>", "eval")
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"-b/--backward: {expression!r} is not an expression ({error})") from None
+
+
+def _check_quiet(options: Options) -> None:
+    given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
+    shown = [name for name, value in given.items() if value]
+    if options.quiet and shown:
+        raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
+
+
+def _require_code(rest: str, cell: str | None) -> None:
+    if cell is None and not rest:
+        raise UsageError(
+            "%gradtrace needs a statement on its line; to trace a whole cell, write %%gradtrace on top of it"
+        )
+    if cell is not None and rest:
+        raise UsageError(
+            f"%%gradtrace: {rest!r} is no option. The code stands below the magic line; "
+            'a value with spaces needs quotes, as in -b "a + b"'
+        )
+    if cell is not None and not cell.strip():
+        raise UsageError("%%gradtrace: the cell is empty; its code stands below the magic line")
+
+
+def _deliver(shell: InteractiveShell, run: Any, options: Options) -> None:
+    """Binds and displays the report. Never raises: the cell's own result or exception is on its way."""
+    try:
+        report = run.report
+        if report is None:
+            raise RuntimeError("there is no report")
+        report = report.with_options(_report_options(options))
+        if options.output is not None:
+            shell.push({options.output: report})
+        if not options.quiet:
+            display(_bundle(shell, report), raw=True)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
+        again = f"print({options.output})" if options.output else "%%gradtrace -o report, then print(report)"
+        print(
+            f"gradmagic: the report could not be shown ({type(error).__name__}: {error}). "
+            f"The cell itself ran as always. For the details: {again}",
+            file=sys.stderr,
+        )
+
+
+def _report_options(options: Options) -> Any:
+    from .report import ReportOptions  # not needed for loading the extension
+
+    return ReportOptions(
+        all=options.all, sort=options.sort or "line", rows=options.rows, filter=options.filter
+    )
+
+
+def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
+    """The report in every form a front end may pick; its text fits the terminal when there is one."""
+    bundle = dict(report._repr_mimebundle_())
+    stream = sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    ascii_only = not encoding.lower().replace("_", "-").startswith("utf")
+    if stream.isatty() or ascii_only:
+        from .render.text import render_text  # rich is only needed now
+
+        width = shutil.get_terminal_size().columns if stream.isatty() else None
+        color = stream.isatty() and _wants_color(shell)
+        bundle["text/plain"] = render_text(report, width=width, color=color, ascii_only=ascii_only)
+    return bundle
+
+
+def _wants_color(shell: InteractiveShell) -> bool:
+    """See https://no-color.org; ``%colors nocolor`` is the shell's own switch."""
+    return (
+        not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+        and shell.colors.lower() != "nocolor"
+    )
+
+
+def register(shell: InteractiveShell) -> None:
+    """Adds the magics to a shell; the second time replaces the first."""
+    unregister(shell)
+    shell.register_magics(GradtraceMagics)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Takes the magics out of a shell again, and leaves alone what others have put in their place."""
+    magics = shell.magics_manager.registry.pop(GradtraceMagics.__name__, None)
+    if magics is None:
+        return
+    for table in shell.magics_manager.magics.values():
+        for name in [
+            name for name, function in table.items() if getattr(function, "__self__", None) is magics
+        ]:
+            del table[name]
+    shell.configurables[:] = [each for each in shell.configurables if each is not magics]
