@@ -205,6 +205,7 @@ class _Visit:
         self._recorder = recorder
         self._forget = forget
         self._before: list[tuple[Tensor, Tensor | None]] = []
+        self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
 
     def __enter__(self) -> None:
         for tensor, _ in self._recorder.alive():
@@ -215,8 +216,16 @@ class _Visit:
                 self._before.append((tensor, None if self._forget and tensor.is_leaf else tensor.grad))
                 # Set aside, not added to in place: the person may hold this very tensor.
                 tensor.grad = None
+                if tensor.is_leaf and tensor._post_accumulate_grad_hooks:
+                    # An optimizer may step there (optimizer-in-backward), which the plain cell would not have done.
+                    # Emptied in place: setting the attribute to None does not reach the engine.
+                    hooks = tensor._post_accumulate_grad_hooks
+                    self._hooks.append((hooks, dict(hooks)))
+                    hooks.clear()
 
     def __exit__(self, failed: object, *_: object) -> None:
+        for hooks, were in self._hooks:
+            hooks.update(were)
         party = GuestParty()
         for tensor, before in self._before:
             if tensor.grad is None or failed is not None:
@@ -227,6 +236,7 @@ class _Visit:
                     tensor.grad = before + tensor.grad
             party.invite(tensor, before)
         self._before.clear()
+        self._hooks.clear()
 
 
 @contextmanager

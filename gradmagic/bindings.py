@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from .source_tree import COMPREHENSIONS, SourceTree, walk_scope
+from .source_tree import COMPREHENSIONS, SourceTree
 
 Position = tuple[int | str, ...]
 """Where a tensor stands in what an operation returned: () for the whole, (1, 0) for ``result[1][0]``."""
@@ -102,7 +102,7 @@ class Binding:
         scope = self._tree.scope_of(statement)
         if isinstance(scope, ast.Module) or not self._names:
             return None
-        returns = [n for n in walk_scope(scope) if isinstance(n, ast.Return) and n.lineno > statement.lineno]
+        returns = [n for n in self._tree.in_scope(scope) if isinstance(n, ast.Return) and n.lineno > statement.lineno]
         for found in sorted(returns, key=lambda n: n.lineno):
             for name in self._names:
                 position = self._position_in(found.value, name)
@@ -127,7 +127,7 @@ class Binding:
     def _rebound(self, scope: ast.AST, name: str, after: ast.stmt, before: ast.stmt) -> bool:
         """Whether every way from `after` to `before` binds the name anew."""
         around = {*self._tree.blocks_of(before), *self._tree.blocks_of(after)}
-        for node in walk_scope(scope):
+        for node in self._tree.in_scope(scope):
             if isinstance(node, (ast.Assign, ast.AugAssign)) and after.lineno < node.lineno < before.lineno:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 if any(self._tree.text(t) == name for t in targets) and around.issuperset(

@@ -38,7 +38,7 @@ class Cell:
         statements: what runs before the last expression.
         last: the last expression, or None when the body ends with another statement.
         shown: whether the shell would display the last expression's value.
-        refusal: what the compiler says about the statement after `statements`; those run first, as in the shell.
+        refusal: what the compiler says about the statement after `statements`, which the shell runs first.
         shell: the shell whose namespaces the cell runs in.
     """
 

@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import PurePath
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.core.error import UsageError
@@ -23,6 +25,7 @@ from .cell import Cell, cell_of, execution_count, pass_on, statement_of
 
 if TYPE_CHECKING:
     from .report import Report
+    from .tracing import trace
 
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
 _OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
@@ -212,24 +215,31 @@ def _require_code(rest: str, cell: str | None) -> None:
         raise UsageError("%%gradtrace: the cell is empty; its code stands below the magic line")
 
 
-def _deliver(shell: InteractiveShell, run: Any, options: Options) -> None:
+def _deliver(shell: InteractiveShell, run: trace, options: Options) -> None:
     """Binds and displays the report. Never raises: the cell's own result or exception is on its way."""
     try:
         report = run.report
         if report is None:
-            raise RuntimeError("there is no report")
+            raise run.fault or RuntimeError("there is none")
         report = report.with_options(_report_options(options))
         if options.output is not None:
             shell.push({options.output: report})
         if not options.quiet:
             display(_bundle(shell, report), raw=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
-        again = f"print({options.output})" if options.output else "%%gradtrace -o report, then print(report)"
-        print(
-            f"gradmagic: the report could not be shown ({type(error).__name__}: {error}). "
-            f"The cell itself ran as always. For the details: {again}",
-            file=sys.stderr,
-        )
+        print(_apology(error, options.output, made=run.report is not None), file=sys.stderr)
+
+
+def _apology(error: Exception, output: str | None, *, made: bool) -> str:
+    """One line: what went wrong in gradmagic, where, and how to see more."""
+    places = extract_tb(error.__traceback__)
+    where = f", {PurePath(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    again = f"print({output})" if output else "%%gradtrace -o report, then print(report)"
+    return (
+        f"gradmagic: the report could not be {'shown' if made else 'made'} "
+        f"({type(error).__name__}: {error}{where}). The cell itself ran as always."
+        + (f" For the details: {again}" if made else "")
+    )
 
 
 def _report_options(options: Options) -> Any:

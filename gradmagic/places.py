@@ -83,6 +83,7 @@ class Place:
         "ref",
         "requires_grad",
         "shape",
+        "successor",
         "transformed",
         "unclaimed",
     )
@@ -115,7 +116,9 @@ class Place:
         self.constant_use: Path | None = None
         """Where it was used while it did not require a gradient yet."""
         self.changed: Path | None = None
-        """Where an in-place operation last gave the tensor a new version."""
+        """Where an in-place operation last gave the tensor a new version..."""
+        self.successor: Place | None = None
+        """...and that version."""
         self.cleared: tuple[int, Path] | None = None
         """When and where its ``.grad`` was last set to None."""
 

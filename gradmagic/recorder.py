@@ -123,7 +123,7 @@ class Recorder(TorchFunctionMode):
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
         kwargs = kwargs or {}
-        interceptor = self._interceptors.get(func)
+        interceptor = None if _inside_transform() else self._interceptors.get(func)
         try:
             result = interceptor(func, args, kwargs) if interceptor is not None else func(*args, **kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
@@ -148,6 +148,8 @@ class Recorder(TorchFunctionMode):
             return
         in_place = {id(tensor) for _, tensor in outputs} if _changes_in_place(func, kwargs) else frozenset()
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
+        if _takes_shape_only(name):
+            parents, differentiable = [], False
         fold = len(outputs) > _FOLDED_OUTPUTS
         for position, tensor in outputs:
             self._output(path, name, () if fold else position, tensor, parents, differentiable)
@@ -236,6 +238,14 @@ class Recorder(TorchFunctionMode):
         entry = self._entries.get(id(tensor))
         return entry if entry is not None and entry.ref() is tensor else None
 
+    def take_in(self, tensor: Tensor, path: Path) -> None:
+        """Take in a non-leaf that unseen code made since recording began; others are left alone."""
+        try:
+            if self.entry(tensor) is None and tensor.requires_grad and self.made_here(tensor):
+                self.used(tensor, path)
+        except Exception as error:  # a tensor subclass of the person's may refuse what we ask
+            self.failures.append(f"{type(tensor).__name__}: {type(error).__name__}: {error}")
+
     def _adopt(self, tensor: Tensor, path: Path, argument: tuple[int, int]) -> Place:
         """Take in a tensor that was not seen at its birth: from an earlier cell, or made by unseen code."""
         node = tensor.grad_fn
@@ -317,7 +327,7 @@ class Recorder(TorchFunctionMode):
         place.op = name.split(" ")[0]
         if place is not before:
             place.inherits = before
-            before.changed = path
+            before.changed, before.successor = path, place
             place.parents.add(before.index)
         place.parents.update(parent.index for parent in parents if parent is not place)
         place.input_requires_grad = True
@@ -354,7 +364,7 @@ class Recorder(TorchFunctionMode):
         place.device = str(tensor.device)
         place.grad_enabled = torch.is_grad_enabled()
         place.inference = tensor.is_inference()
-        place.transformed = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        place.transformed = _inside_transform()
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)
@@ -464,6 +474,16 @@ class Recorder(TorchFunctionMode):
             tensor.retain_grad()
         except RuntimeError as error:
             self.failures.append(f"retain_grad: {error}")
+
+
+def _inside_transform() -> bool:
+    """Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _takes_shape_only(name: str) -> bool:
+    """Whether an operation looks at its input's shape and type, and not at its values (``randn_like``)."""
+    return name.endswith("_like") or name.startswith("new_")
 
 
 def _changes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:

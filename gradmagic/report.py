@@ -1,4 +1,4 @@
-"""The report of one traced run: rows, look-up by name, findings, export. Plain data; what it looks like is render's."""
+"""The report of one traced run: rows, look-up by name, findings, export. What it looks like is render's."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class ReportOptions:
 
     Attributes:
         all: show also the constants without a name, and every inner step.
-        sort: ``line`` keeps the order of execution, ``norm`` puts the largest gradient first, ``name`` is natural order.
+        sort: ``line`` is the order of execution, ``norm`` has the largest first, ``name`` has h2 before h10.
         rows: show at most so many rows; None for no limit.
-        filter: show only rows whose name, op or module holds this text (a glob when it holds ``*`` or ``?``); case does
-            not matter.
+        filter: show only rows whose name, op or module holds this text, in any case (a glob when it
+            holds ``*`` or ``?``).
 
     Raises:
         ValueError: `rows` is less than 1, or `sort` is none of the three.
@@ -80,7 +80,7 @@ class Summary:
 
 
 class TensorNotFoundError(KeyError):
-    """No row has the name that was asked for. Its text reads as a sentence, which a plain KeyError's does not."""
+    """No row has the name that was asked for. Its text is a sentence, which a plain KeyError's is not."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -98,7 +98,7 @@ class Report:
         findings: what is worth saying about the run, the most severe first.
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
-        guest: gradtrace ran backward itself, and the ``.grad`` it left is replaced by the person's next backward.
+        guest: gradtrace ran backward itself; the person's next backward replaces the ``.grad`` it left.
         options: how the report is shown.
     """
 
@@ -156,8 +156,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The whole report as dicts, lists, strings and numbers that strict JSON can hold.
 
-        NaN and infinities are the strings ``NaN``, ``Infinity`` and ``-Infinity``, a complex number is ``[re, im]``, and
-        `root` is an index into `rows`. The display options do not matter and are not part of it.
+        NaN and infinities are the strings ``NaN``, ``Infinity`` and ``-Infinity``, a complex number is
+        ``[re, im]``, and `root` is an index into `rows`. The display options are not part of it.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -176,7 +176,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_csv(self) -> str:
-        """One line per row, as RFC 4180 has it; text that a spreadsheet would run as a formula gets a leading apostrophe."""
+        """One line per row (RFC 4180); text that a spreadsheet would run gets a leading apostrophe."""
         out = io.StringIO()
         writer = csv.DictWriter(out, fieldnames=list(_COLUMNS))
         writer.writeheader()
@@ -213,7 +213,7 @@ class Report:
             f"<Report: {counts.tensors} tensors, {counts.gradients} gradients, {len(self.findings)} findings>"
         )
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:  # noqa: ARG002, Jupyter passes them
         from .render.html import render_html
 
         return {"text/plain": str(self), "text/html": render_html(self)}
@@ -239,7 +239,7 @@ class Report:
 
 
 def is_surprise(row: TensorRow) -> bool:
-    """True when the row has no gradient and a person would not expect that: not a plain constant, not switched off on purpose."""
+    """True when there is no gradient and a person would expect one: no plain constant, not switched off."""
     if row.grad is not None or row.reason in QUIET_REASONS:
         return False
     if row.kind != "constant":
@@ -248,9 +248,9 @@ def is_surprise(row: TensorRow) -> bool:
 
 
 _COLUMNS = (
-    "line", "place", "name", "expression", "module", "module_type", "op", "grad_fn", "kind", "shape", "dtype", "device",
-    "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel", "reason", "culprit",
-    "note",
+    "line", "place", "name", "expression", "module", "module_type", "op", "grad_fn", "kind", "shape", "dtype",
+    "device", "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count",
+    "numel", "reason", "culprit", "note",
 )  # fmt: skip
 _STATISTICS = ("norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel")
 

@@ -212,7 +212,7 @@ class Assembler:
             label=draft.name or self._expression(draft),
             name=draft.name,
             op=last.op,
-            kind=_kind(last) if last.requires_grad else "constant",
+            kind=_kind(last) if last.requires_grad and not last.transformed else "constant",
             dtype=last.dtype,
             location=location,
             parents=tuple(sorted(parents)),
@@ -225,6 +225,7 @@ class Assembler:
             input_requires_grad=any(place.input_requires_grad for place in draft.places),
             constant_use=self._place_location(last.constant_use),
             changed=self._place_location(last.changed),
+            successor=row_of.get(last.successor.index) if last.successor is not None else None,
             has_gradient=any(place.gradients for place in draft.places),
             reached=any(own & done.reached for done in passes),
             excluded=any(done.limited is not None and own & done.reached for done in passes),
@@ -256,9 +257,16 @@ class Assembler:
         if draft.origin is not None:
             return draft.origin.expression
         if draft.first.adopted is not None:
-            return draft.name or draft.first.op or "?"
+            return draft.name or self._argument(draft.first) or draft.first.op or _kind(draft.first)
         site = self._sources.person_site(draft.first.path.sites)
         return self._sources.expression(site) if site is not None else draft.first.op
+
+    def _argument(self, place: Place) -> str:
+        """What a module's own code calls a tensor, seen from outside: ``Linear.weight`` for its ``self.weight``."""
+        assert place.adopted is not None
+        text = self._sources.argument(place.path.sites, *place.adopted)
+        module = self._module(place.path.module)
+        return f"{module}{text[4:]}" if module and text.startswith("self.") else text
 
     def _row(self, draft: _Draft, fact: RowFacts, verdict: Verdict, run: RunFacts) -> TensorRow:
         last = draft.last
@@ -269,10 +277,10 @@ class Assembler:
             name=draft.name,
             aliases=draft.aliases,
             expression=self._expression(draft),
-            op=last.op or (draft.origin.callee if draft.origin else "") or _kind(last),
+            op=last.op or (draft.origin.callee if draft.origin else "") or _op_of(last),
             grad_fn=last.grad_fn,
             location=fact.location,
-            cell_line=self._sources.own_line(draft.first.path.sites),
+            cell_line=fact.location.line if fact.location.own else self._sources.own_line(draft.first.path.sites),
             module=self._module(draft.first.path.module),
             module_type=draft.first.path.module.type_name if draft.first.path.module else None,
             kind=_kind(last),
@@ -309,9 +317,17 @@ def _nothing() -> None:
 def _kind(place: Place) -> Kind:
     if place.is_parameter:
         return "parameter"
-    if not place.requires_grad:
+    if not place.requires_grad or place.transformed:
         return "constant"
     return "leaf" if place.is_leaf else "non-leaf"
+
+
+def _op_of(place: Place) -> str:
+    """For a tensor that unseen code made: the operation its autograd node tells of (``MulBackward0`` -> mul)."""
+    if place.grad_fn is None:
+        return _kind(place)
+    words = re.sub(r"Backward\d*$", "", place.grad_fn)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", words).lower()
 
 
 def _only_returned(draft: _Draft, passes: Sequence[Pass]) -> bool:

@@ -37,6 +37,7 @@ class SourceTree:
     parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
     _spans: dict[tuple[int, int, int, int], ast.AST] = field(default_factory=dict)
     _call_ends: dict[tuple[int, int], ast.AST] = field(default_factory=dict)
+    _statements: dict[ast.AST, list[ast.stmt]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, lines: list[str], first: int = 1, last: int | None = None) -> SourceTree | None:
@@ -98,6 +99,13 @@ class SourceTree:
         while current is not None and not isinstance(current, (*FUNCTIONS, ast.Module)):
             current = self.parents.get(current)
         return current or self.tree
+
+    def in_scope(self, scope: ast.AST) -> list[ast.stmt]:
+        """The returns and assignments of a function (or module), in no particular order."""
+        if scope not in self._statements:
+            kinds = (ast.Return, ast.Assign, ast.AugAssign)
+            self._statements[scope] = [node for node in walk_scope(scope) if isinstance(node, kinds)]
+        return self._statements[scope]
 
     def statement_of(self, node: ast.AST) -> ast.AST:
         """The statement a node belongs to."""

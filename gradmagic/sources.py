@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .bindings import Binding, Position
 from .records import Location
-from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span, walk_scope
+from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
 
 class Site(NamedTuple):
@@ -83,6 +83,7 @@ class Sources:
         self._trees: dict[str | CodeType, SourceTree | None] = {}
         self._spans: dict[CodeType, list[Span]] = {}
         self._foreign: dict[str, bool] = {}
+        self._bindings: dict[tuple[Site, Position], tuple[list[str], Position | None, bool]] = {}
 
     # ---- what stands at a site
 
@@ -206,16 +207,26 @@ class Sources:
             tree, node = self._node(site)
             if tree is None or node is None:
                 break
-            binding = Binding(tree, node, position)
-            names, returned = binding.resolve()
+            names, returned, in_loop = self._binding(site, position, tree, node)
             if not self.is_library(site.code):
                 found += [BoundName(name, site if rounds is not None else None) for name in names]
             if returned is None:
                 break
-            if binding.in_loop and rounds is None:
+            if in_loop and rounds is None:
                 rounds = site
             position = returned
         return found
+
+    def _binding(
+        self, site: Site, position: Position, tree: SourceTree, node: ast.AST
+    ) -> tuple[list[str], Position | None, bool]:
+        """What is bound at a site; asked again for every operation below it, so it is remembered."""
+        key = (site, position)
+        if key not in self._bindings:
+            binding = Binding(tree, node, position)
+            names, returned = binding.resolve()
+            self._bindings[key] = names, returned, binding.in_loop
+        return self._bindings[key]
 
     def callee(self, site: Site) -> str | None:
         """What is called at a site, as written (``model.encoder``), when it is a plain dotted name."""
@@ -248,6 +259,12 @@ class Sources:
         found = self._origin_of_name(argument, site, tree, node)
         return found or self._origin(tree, argument, site.code, (tree.text(argument),))
 
+    def argument(self, path: Sequence[Site], index: int, given: int) -> str:
+        """Source text of argument `index` of the innermost call at `path`; empty where it cannot be told."""
+        tree, node = self._node(path[0]) if path else (None, None)
+        argument = _argument(node, index, given) if node is not None and index >= 0 else None
+        return tree.text(argument) if tree is not None and argument is not None else ""
+
     def origin_in_cell(self, name: str) -> Origin | None:
         """The last statement at the top level of the traced cell that binds `name` to a value."""
         if self._own_file is None or self._cell is None:
@@ -270,7 +287,7 @@ class Sources:
     ) -> Origin | None:
         limit = getattr(before, "lineno", None)
         found: ast.expr | None = None
-        for node in walk_scope(scope):
+        for node in tree.in_scope(scope):
             if not isinstance(node, ast.Assign) or (limit is not None and node.lineno >= limit):
                 continue
             bound = any(isinstance(t, ast.Name) and t.id == name for t in node.targets)

@@ -6,6 +6,7 @@ import difflib
 import linecache
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -45,7 +46,8 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
     the block raised. An exception of the block always goes on.
 
     Attributes:
-        report: the `Report`, after the block.
+        report: the `Report`, after the block; None when gradmagic itself failed.
+        fault: what failed then.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
         """
         self.report: Report | None = None
+        self.fault: Exception | None = None
         self._backward = backward
         self._zero_grad = zero_grad
         self._namespace = namespace
@@ -107,11 +110,18 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         state.leave()
         variables = self._namespace if self._namespace is not None else state.variables()
         offered, self._offered = self._offered, None
+        finish = _Finish(state, self._backward, variables, offered, error)
         try:
-            finish = _Finish(state, self._backward, variables, offered, error)
             self.report = finish.report(seconds)
+        except Exception as fault:  # a fault of ours must neither hide the person's error nor break their code
+            self.fault = fault
+            if error is None and self._cell is None:  # the magic tells it in its own way
+                told = f"gradmagic could not make its report ({type(fault).__name__}: {fault}); the code itself ran as always"
+                warnings.warn(told, RuntimeWarning, stacklevel=2)
         finally:
             state.release()
+        if finish.interrupt is not None:
+            raise finish.interrupt
 
 
 class _Running:
@@ -177,19 +187,16 @@ class _Finish:
         self._why: NoRoot | None = None
         self._candidates: tuple[Tensor, ...] = ()
         self._guest = False
+        self.interrupt: KeyboardInterrupt | None = None
 
     def report(self, seconds: float) -> Report:
         namespace = self._look()
-        interrupt = None
         try:
             self._run_backward(namespace)
         except KeyboardInterrupt as caught:
-            interrupt = caught
+            self.interrupt = caught  # goes on to the person once the report is made
         assembly = Assembler(self._state.recorder, self._state.ledger, self._state.sources, namespace).assemble()
-        report = self._finished(assembly, namespace, seconds)
-        if interrupt is not None:
-            raise interrupt
-        return report
+        return self._finished(assembly, namespace, seconds)
 
     def _look(self) -> Namespace:
         """Names in the person's namespace; tensors there that unseen code made in this block become rows."""
@@ -197,8 +204,7 @@ class _Finish:
         namespace = look_through(self._variables, _is_tensor, _is_module)
         nowhere = Path((), None, None)
         for tensor in namespace.found:
-            if recorder.entry(tensor) is None and tensor.requires_grad and recorder.made_here(tensor):
-                recorder.used(tensor, nowhere)
+            recorder.take_in(tensor, nowhere)
         return namespace
 
     # ---- backward

@@ -44,12 +44,15 @@ def run_plain(source: str, root: str = "loss") -> PlainRun:
     return PlainRun(namespace, found)
 
 
-def run_traced(source: str, **options: Any) -> tuple[Report, dict[str, Any]]:
-    """Run `source` as a notebook cell would be traced; returns the report and the namespace."""
+def run_traced(
+    source: str, backward: str = "auto", zero_grad: bool = False, **variables: Any
+) -> tuple[Report, dict[str, Any]]:
+    """Run `source` as a notebook cell would be traced, with some variables; returns the report and the namespace."""
     file = f"<cell {abs(hash(source))}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    namespace: dict[str, Any] = {"torch": torch, "__name__": "__main__"}
-    run = trace(namespace=namespace, cell=CellSource(file, lambda name: 1 if name == file else None), **options)
+    namespace: dict[str, Any] = {"torch": torch, "__name__": "__main__", **variables}
+    cell = CellSource(file, lambda name: 1 if name == file else None)
+    run = trace(backward, zero_grad=zero_grad, namespace=namespace, cell=cell)
     with run:
         exec(compile(source, file, "exec"), namespace)
     assert run.report is not None

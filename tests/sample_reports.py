@@ -1,4 +1,4 @@
-"""Reports made by hand, so that looking up, exporting and drawing are tested without a tracer and without torch."""
+"""Reports made by hand: looking up, exporting and drawing are tested without a tracer and without torch."""
 
 from __future__ import annotations
 
@@ -94,27 +94,74 @@ def rnn() -> Report:
         row("encoder.weight", 6, "Parameter", **no_way),
         row("encoder.bias", 6, "Parameter", **{**no_way, "shape": (64,)}),
         row("z", 6, "linear", reason="cut_upstream", culprit=at(7), module="encoder", module_type="Linear"),
-        constant("codes", 7, "argmax", reason="not_differentiable", shape=(8,), dtype="torch.int64",
-                 note="not differentiable (int64)", expression="z.argmax(-1)"),
-        row(None, 10, "matmul", expression="x[t] @ W", grad=stats(1.1e-1, -1.1e-2, 9.8e-3),
-            grads=series([x / 2 for x in decay]), **loop),
-        row(None, 10, "matmul", expression="h @ U", grad=stats(1.1e-1, -1.1e-2, 9.8e-3, 0.02),
-            grads=series([x / 2 for x in decay]), **loop),
-        row("h", 10, "tanh", expression="torch.tanh(x[t] @ W + h @ U)", grad=stats(2.1e-1, -1.2e-2, 1.0e-2),
-            grads=series(decay), note="vanishing", **loop),
-        row(None, 134, "linear", expression="F.linear(input, self.weight, self.bias)", module="head.0",
-            module_type="Linear", grad=stats(3.3e-1, -4.0e-2, 5.1e-2), **head),
-        row(None, 134, "relu", expression="F.relu(input, inplace=self.inplace)", module="head.1",
-            module_type="ReLU", grad=stats(1.9e-1, -4.0e-2, 4.4e-2, 0.61), note="dead: 9 of 32 units", **head),
+        constant(
+            "codes",
+            7,
+            "argmax",
+            reason="not_differentiable",
+            shape=(8,),
+            dtype="torch.int64",
+            note="not differentiable (int64)",
+            expression="z.argmax(-1)",
+        ),
+        row(
+            None,
+            10,
+            "matmul",
+            expression="x[t] @ W",
+            grad=stats(1.1e-1, -1.1e-2, 9.8e-3),
+            grads=series([x / 2 for x in decay]),
+            **loop,
+        ),
+        row(
+            None,
+            10,
+            "matmul",
+            expression="h @ U",
+            grad=stats(1.1e-1, -1.1e-2, 9.8e-3, 0.02),
+            grads=series([x / 2 for x in decay]),
+            **loop,
+        ),
+        row(
+            "h",
+            10,
+            "tanh",
+            expression="torch.tanh(x[t] @ W + h @ U)",
+            grad=stats(2.1e-1, -1.2e-2, 1.0e-2),
+            grads=series(decay),
+            note="vanishing",
+            **loop,
+        ),
+        row(
+            None,
+            134,
+            "linear",
+            expression="F.linear(input, self.weight, self.bias)",
+            module="head.0",
+            module_type="Linear",
+            grad=stats(3.3e-1, -4.0e-2, 5.1e-2),
+            **head,
+        ),
+        row(
+            None,
+            134,
+            "relu",
+            expression="F.relu(input, inplace=self.inplace)",
+            module="head.1",
+            module_type="ReLU",
+            grad=stats(1.9e-1, -4.0e-2, 4.4e-2, 0.61),
+            note="dead: 9 of 32 units",
+            **head,
+        ),
         constant(None, 12, "zeros_like", shape=(8, 32), expression="torch.zeros_like(out)"),
         loss,
-    ]  # fmt: skip
+    ]
     findings = [
         Finding(
             kind="not_differentiable",
             severity="error",
-            message="No gradient reaches `encoder.weight`, `encoder.bias`: `codes = z.argmax(-1)` (line 7) is not "
-            "differentiable.",
+            message="No gradient reaches `encoder.weight`, `encoder.bias`: `codes = z.argmax(-1)` (line 7) "
+            "is not differentiable.",
             hint="Use a soft relaxation, or a straight-through estimator.",
             location=at(7),
             rows=(3, 4, 5, 6),
@@ -122,31 +169,50 @@ def rnn() -> Report:
         Finding(
             kind="vanishing",
             severity="warning",
-            message="Vanishing: ‖∂loss/∂h‖ falls 0.21 → 3.4e-9 over 50 steps of `h = torch.tanh(x[t] @ W + h @ U)` "
-            "(line 10).",
+            message="Vanishing: ‖∂loss/∂h‖ falls 0.21 → 3.4e-9 over 50 steps of "
+            "`h = torch.tanh(x[t] @ W + h @ U)` (line 10).",
             location=at(10),
             rows=(9,),
         ),
     ]
     run = BackwardPass(root="loss", value=0.70421, run_by="gradtrace", seconds=1e-3)
     return Report(
-        rows=rows, root=loss, root_value=0.70421, passes=[run], findings=findings, candidates=("aux",), seconds=3.1e-3,
+        rows=rows,
+        root=loss,
+        root_value=0.70421,
+        passes=[run],
+        findings=findings,
+        candidates=("aux",),
+        seconds=3.1e-3,
         guest=True,
-    )  # fmt: skip
+    )
 
 
 def quickstart() -> Report:
     """The first example of the README: five tensors of one element."""
     root = row("l", 6, "pow", shape=(1,), expression="z.pow(2)", grad=small(1.0))
     rows = [
-        constant("x", 2, "tensor", shape=(1,), expression="torch.tensor([1.0])",
-                 note="write `x = torch.tensor([1.0], requires_grad=True)` to get one"),
-        row("w", 3, "tensor", kind="leaf", shape=(1,), expression="torch.tensor([2.0], requires_grad=True)",
-            grad=small(16.0)),
+        constant(
+            "x",
+            2,
+            "tensor",
+            shape=(1,),
+            expression="torch.tensor([1.0])",
+            note="write `x = torch.tensor([1.0], requires_grad=True)` to get one",
+        ),
+        row(
+            "w",
+            3,
+            "tensor",
+            kind="leaf",
+            shape=(1,),
+            expression="torch.tensor([2.0], requires_grad=True)",
+            grad=small(16.0),
+        ),
         row("y", 4, "mul", shape=(1,), expression="x * w", grad=small(16.0)),
         row("z", 5, "mul", shape=(1,), expression="y * 2", grad=small(8.0)),
         root,
-    ]  # fmt: skip
+    ]
     run = BackwardPass(root="l", value=16.0, run_by="gradtrace")
     return Report(rows=rows, root=root, root_value=16.0, passes=[run], seconds=8.12e-4, guest=True)
 
@@ -187,8 +253,9 @@ def failed() -> Report:
     """A backward that raised."""
     detail = (
         "one of the variables needed for gradient computation has been modified by an inplace operation: "
-        "[torch.FloatTensor [3]], which is output 0 of SigmoidBackward0, is at version 1; expected version 0 instead."
-        "\nHint: enable anomaly detection to find the operation that failed to compute its gradient."
+        "[torch.FloatTensor [3]], which is output 0 of SigmoidBackward0, is at version 1; "
+        "expected version 0 instead.\nHint: enable anomaly detection to find the operation that failed "
+        "to compute its gradient."
     )
     finding = Finding(
         kind="in_place",
@@ -242,25 +309,49 @@ HOSTILE = "<script>alert('x')</script>\"&\x1b[31mred\r\u202eevil[bold]x[/bold]{{
 def hostile() -> Report:
     """Strings that would like to be HTML, markup, or a terminal's commands."""
     rows = [
-        row(HOSTILE, 2, HOSTILE, expression=HOSTILE, module=HOSTILE, module_type=HOSTILE, note=HOSTILE, grad=stats(1.0),
-            device=HOSTILE, inner=(InnerStep(HOSTILE, (2,), None),)),
-        row(None, 3, "mul", expression=f"d['{HOSTILE}'] * \n 2", reason="unused", culprit=at(2),
-            location=Location(f"/x/{HOSTILE}", 5, own=False)),
-    ]  # fmt: skip
-    finding = Finding(kind="x", severity="error", message=f"`{HOSTILE}` and {HOSTILE}", hint=f"f('{HOSTILE}')",
-                      detail=f"line one\n  {HOSTILE}")  # fmt: skip
+        row(
+            HOSTILE,
+            2,
+            HOSTILE,
+            expression=HOSTILE,
+            module=HOSTILE,
+            module_type=HOSTILE,
+            note=HOSTILE,
+            grad=stats(1.0),
+            device=HOSTILE,
+            inner=(InnerStep(HOSTILE, (2,), None),),
+        ),
+        row(
+            None,
+            3,
+            "mul",
+            expression=f"d['{HOSTILE}'] * \n 2",
+            reason="unused",
+            culprit=at(2),
+            location=Location(f"/x/{HOSTILE}", 5, own=False),
+        ),
+    ]
+    finding = Finding(
+        kind="x",
+        severity="error",
+        message=f"`{HOSTILE}` and {HOSTILE}",
+        hint=f"f('{HOSTILE}')",
+        detail=f"line one\n  {HOSTILE}",
+    )
     run = BackwardPass(root=HOSTILE, value=1.0, location=at(9))
     return Report(rows=rows, passes=[run], findings=[finding], candidates=(HOSTILE,))
 
 
 def odd() -> Report:
-    """Gradients that are NaN, infinite, huge, tiny, zero, empty, complex or sparse in digits; odd names, dtypes, devices."""
+    """Gradients that are NaN, infinite, huge, tiny, zero, empty or complex; odd names, dtypes, devices."""
     nan, inf = math.nan, math.inf
     rows = [
         row("nan", 1, "log", grad=stats(nan, nan, nan, nan_count=12), note=""),
         row("inf", 2, "div", grad=stats(inf, -inf, inf, inf_count=3)),
         row("huge", 3, "exp", grad=stats(3.0e38, -2.5e38, 1.1e38), dtype="torch.float64", device="cuda:0"),
-        row("tiny", 4, "exp", grad=stats(1.0e-45, -1e-45, 0.0, 0.999), dtype="torch.bfloat16", device="cuda:1"),
+        row(
+            "tiny", 4, "exp", grad=stats(1.0e-45, -1e-45, 0.0, 0.999), dtype="torch.bfloat16", device="cuda:1"
+        ),
         row("zero", 5, "relu", grad=stats(0.0, 0.0, 0.0, 1.0)),
         row("empty", 6, "cat", shape=(0, 3), grad=small(), note="no elements"),
         row("z", 7, "fft_fft", shape=(2,), grad=small(1 + 2j, -0.5j), dtype="torch.complex64"),
@@ -268,11 +359,22 @@ def odd() -> Report:
         row("scalar", 9, "sum", shape=(), grad=small(-0.25)),
         row("重み🔥", 10, "linear", grad=stats(1.0), module="モデル.層"),
         row("loop", 11, "tanh", count=5, grad=stats(1.0), grads=series([1.0, nan, 0.0, 1e-8, 1.0])),
-        row(None, 12, "einsum", expression="torch.einsum('bhqk,bhkd->bhqd', attention_weights, values_projected)" * 3,
-            grad=stats(0.5), shape=(8, 16, 1024, 64)),
-        row("model.encoder.layers.11.self_attention.out_projection.weight", 13, "Parameter", kind="parameter",
-            grad=stats(0.031)),
-    ]  # fmt: skip
+        row(
+            None,
+            12,
+            "einsum",
+            expression="torch.einsum('bhqk,bhkd->bhqd', attention_weights, values)" * 3,
+            grad=stats(0.5),
+            shape=(8, 16, 1024, 64),
+        ),
+        row(
+            "model.encoder.layers.11.self_attention.out_projection.weight",
+            13,
+            "Parameter",
+            kind="parameter",
+            grad=stats(0.031),
+        ),
+    ]
     run = BackwardPass(root="scalar", value=nan, location=at(14))
     return Report(rows=rows, root=rows[8], root_value=nan, passes=[run], seconds=1.5)
 

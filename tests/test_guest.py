@@ -237,3 +237,22 @@ def test_a_step_with_several_traced_cells_and_the_persons_own_hook_before_it_wor
     second["optimizer"].step()
     assert len(calls) == 4
     assert not _global_optimizer_pre_hooks
+
+
+def test_an_optimizer_that_steps_inside_backward_does_not_step_in_gradtraces_own() -> None:
+    """The plain forward cell would not have stepped; the person's own backward does, once."""
+    source = """
+w = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.SGD([w], lr=1.0)
+def step(parameter):
+    optimizer.step()
+    optimizer.zero_grad()
+w.register_post_accumulate_grad_hook(step)
+loss = (w * 3).sum()
+"""
+    report, namespace = run_traced(source)
+    assert namespace["w"].tolist() == [1.0, 1.0]
+    assert report["w"].grad.values == (3.0, 3.0)
+    namespace["loss"].backward()
+    assert namespace["w"].tolist() == [-2.0, -2.0]
+    assert namespace["w"].grad is None

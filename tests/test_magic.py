@@ -13,6 +13,7 @@ from IPython.utils.capture import capture_output
 from shells import Ran, Session, session
 
 from gradmagic.report import Report
+from gradmagic.tracing import _Finish
 
 CELL = "y = x * w\nz = y * 2\nl = z.pow(2)"
 START = "import torch\nx = torch.tensor([1.0])\nw = torch.tensor([2.0], requires_grad=True)"
@@ -245,6 +246,20 @@ def test_a_failing_renderer_does_not_mask_the_error(shell: Session, monkeypatch:
     assert ran.error.startswith("IndexError")
     assert "upside down" not in ran.stdout
     assert sys.last_value.__context__ is None
+
+
+@pytest.mark.parametrize("body", ["7", "[][1]"])
+def test_a_fault_of_the_trace_keeps_what_the_cell_gave(
+    shell: Session, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    """Whatever goes wrong after the cell: its value or its error stands, and one line tells of the fault."""
+    plain = shell.run(body)
+    shell.fresh().run(START)
+    monkeypatch.setattr(_Finish, "report", broken)
+    ran = shell.run(f"%%gradtrace\n{body}")
+    assert (ran.result, ran.error) == (plain.result, plain.error)
+    assert ran.stderr.count("\n") == 1
+    assert "the table is upside down" in ran.stderr
 
 
 class Terminal(io.StringIO):

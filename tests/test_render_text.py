@@ -107,7 +107,8 @@ def test_the_header_names_root_value_line_and_who_ran_it() -> None:
     """One sentence."""
     first, second = render_text(rnn(), width=200).splitlines()[:2]
     assert first == (
-        "gradtrace  backward from loss = 0.7042 (line 13, run by gradtrace) · 14 tensors · 8 gradients · 6 without · 3.1 ms"
+        "gradtrace  backward from loss = 0.7042 (line 13, run by gradtrace) · 14 tensors"
+        " · 8 gradients · 6 without · 3.1 ms"
     )
     assert second == "other candidates: `aux` · `.grad` is a guest: your next backward replaces it"
 
@@ -205,6 +206,22 @@ def test_the_count_survives_a_long_expression() -> None:
 def test_the_end_of_a_long_name_is_kept() -> None:
     """The beginning is the same for all parameters of a model."""
     assert "…ojection.weight" in render_text(odd(), width=60)
+
+
+def test_rows_that_one_call_of_a_module_made_are_told_apart() -> None:
+    """`net(x)` says nothing about the layer; an expression of its own does."""
+    call = {"expression": "net(x)", "grad": stats(1.0)}
+    rows = [
+        row(None, 4, "linear", module="net.0", module_type="Linear", **call),
+        row(None, 4, "relu", module="net.1", module_type="ReLU", **call),
+        row(None, 5, "linear", module="fc", module_type="Linear", expression="self.fc(h)", grad=stats(1.0)),
+    ]
+    lines = table_lines(render_text(Report(rows=rows), width=160))
+    assert [re.split(r" {2,}", line.strip())[1:3] for line in lines] == [
+        ["net.0", "Linear"],
+        ["net.1", "ReLU"],
+        ["self.fc(h)", "fc Linear"],
+    ]
 
 
 def test_a_row_of_another_file_says_so_beside_the_line() -> None:
@@ -354,12 +371,28 @@ def test_a_remark_names_the_culprit_once_and_only_on_another_line(
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0"), (-0.0, "0"), (1.0, "1.0"), (16.0, "16.0"), (123.0, "123.0"), (1234.0, "1234"), (0.5, "0.5"),
-        (1.0004, "1.00"), (0.412345, "0.412"), (0.0271, "0.0271"), (9.8e-3, "9.80e-3"), (99999.0, "1.00e5"),
-        (-1 / 3, "-0.333"), (3e38, "3.00e38"), (1e-45, "1.00e-45"), (0.99999, "1.00"), (9999.6, "1.00e4"),
-        (math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "-inf"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (1.0, "1.0"),
+        (16.0, "16.0"),
+        (123.0, "123.0"),
+        (1234.0, "1234"),
+        (0.5, "0.5"),
+        (1.0004, "1.00"),
+        (0.412345, "0.412"),
+        (0.0271, "0.0271"),
+        (9.8e-3, "9.80e-3"),
+        (99999.0, "1.00e5"),
+        (-1 / 3, "-0.333"),
+        (3e38, "3.00e38"),
+        (1e-45, "1.00e-45"),
+        (0.99999, "1.00"),
+        (9999.6, "1.00e4"),
+        (math.nan, "NaN"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
     ],
-)  # fmt: skip
+)
 def test_numbers_are_short_and_honest(value: float, text: str) -> None:
     """1.0 is one, 1.00 is about one."""
     assert short(value) == text
@@ -412,10 +445,16 @@ def test_a_single_gradient_has_no_sparkline() -> None:
 @pytest.mark.parametrize(
     ("hint", "expected"),
     [
-        ("y = y + 1", True), ("loss.backward()", True), ("Use a soft relaxation.", False), ("write `x`", False),
-        ("nothing", False), ("a = 1\nb = 2", True), ("", False), ("\x00=(", False),
+        ("y = y + 1", True),
+        ("loss.backward()", True),
+        ("Use a soft relaxation.", False),
+        ("write `x`", False),
+        ("nothing", False),
+        ("a = 1\nb = 2", True),
+        ("", False),
+        ("\x00=(", False),
     ],
-)  # fmt: skip
+)
 def test_a_hint_is_code_when_python_reads_it(hint: str, expected: bool) -> None:
     """A sentence is no code."""
     assert is_code(hint) is expected

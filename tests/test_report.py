@@ -40,7 +40,7 @@ def test_a_name_goes_before_an_alias() -> None:
 
 
 def test_a_mistyped_name_is_told_its_near_misses() -> None:
-    """The error is a KeyError whose text reads as a sentence, without the quotes a KeyError puts around it."""
+    """The error is a KeyError whose text is a sentence, without the quotes a KeyError puts around it."""
     with pytest.raises(KeyError) as caught:
         rnn()["encoder.wieght"]
     assert isinstance(caught.value, TensorNotFoundError)
@@ -52,7 +52,7 @@ def test_a_mistyped_name_is_told_its_near_misses() -> None:
 
 def test_a_name_like_no_other_is_told_the_names_there_are() -> None:
     """Without a near miss the message lists the names."""
-    with pytest.raises(TensorNotFoundError, match="no tensor named '#'; there are 'x', 'w', 'y', 'z', 'l'$"):
+    with pytest.raises(TensorNotFoundError, match=r"no tensor named '#'; there are 'x', 'w', 'y', 'z', 'l'$"):
         quickstart()["#"]
 
 

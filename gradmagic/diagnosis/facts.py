@@ -28,6 +28,7 @@ class RowFacts:
         input_requires_grad: one of the operation's inputs asked for a gradient.
         constant_use: where it was used while it did not ask for a gradient, or None.
         changed: where it was changed in place afterwards, or None.
+        successor: index of the row of the version that this change made, or None.
         has_gradient: a gradient reached it.
         reached: a backward pass went through it.
         excluded: ``backward(inputs=...)`` left it out.
@@ -52,6 +53,7 @@ class RowFacts:
     input_requires_grad: bool = False
     constant_use: Location | None = None
     changed: Location | None = None
+    successor: int | None = None
     has_gradient: bool = False
     reached: bool = False
     excluded: bool = False

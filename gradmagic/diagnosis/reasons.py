@@ -152,8 +152,8 @@ def _unreached(
     if row.constant_use is not None:
         note = f"used before it required grad ({row.constant_use}); switch requires_grad on first"
         return Verdict("requires_grad_too_late", place=row.constant_use, note=note)
-    if row.changed is not None and not consumers.get(index):
-        return Verdict("replaced_in_place", place=row.changed, note=f"changed in place ({row.changed})")
+    if row.successor is not None and run.rows[row.successor].has_gradient:
+        return Verdict("replaced_in_place", place=row.changed, note=f"a later change in place took its history over ({row.changed})")
     root = run.rows[run.roots[-1]].label if run.roots else "the root"
     cut = _first_cut(index, run, verdicts, consumers)
     if cut is None:

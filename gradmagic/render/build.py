@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..records import Finding
+from collections import Counter
+
+from ..records import Finding, TensorRow
 from ..report import Report
 from .header import aside, header
 from .markup import Line, clean_block, is_code, marked_up
@@ -18,15 +20,23 @@ def build_view(report: Report) -> ReportView:
     hidden = _nothing_to_draw(report)
     selection = Selection((), folded=len(report.rows)) if hidden else select(report)
     scale = log_scale(row.grad.norm for row in selection.rows if row.grad is not None)
+    sources = Counter(map(_source, report.rows))
     several_devices = len({row.device for row in selection.rows}) > 1
     return ReportView(
         header=header(report),
         aside=aside(report),
         findings=tuple(map(_finding, report.findings)),
-        rows=tuple(row_view(row, scale, several_devices) for row in selection.rows),
+        rows=tuple(
+            row_view(row, scale, several_devices, sources[_source(row)] > 1) for row in selection.rows
+        ),
         closing=_nothing_closing(report) if hidden else _closing(report, selection),
         inner_steps=report.options.all,
     )
+
+
+def _source(row: TensorRow) -> tuple[str, int, str]:
+    """The code that made the row; a call of a module makes many rows with one expression."""
+    return row.file, row.line, row.expression
 
 
 def _nothing_to_draw(report: Report) -> bool:

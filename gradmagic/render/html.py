@@ -1,7 +1,8 @@
 """Report -> HTML, by Jinja2: a fragment for a notebook, and a page of its own.
 
-The fragment styles itself with ``style=`` only, in the words JupyterLab's sanitizer lets through in an untrusted notebook (no
-``<style>``, no ``var()``, no ``aria-label``), in colours that hold on white and on black; without any style it is a bare table.
+The fragment styles itself with ``style=`` only, in the words that JupyterLab's sanitizer lets through in an
+untrusted notebook (no ``<style>``, no ``var()``), in colours that hold on white and on black; without styles
+it is a bare table.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ..report import Report
 from .build import build_view
@@ -20,7 +20,6 @@ from .view import ReportView
 
 MINUS = "\N{MINUS SIGN}"
 LONGEST = 64
-LONG_NAME = 32
 BAR_PIXELS = 120
 
 
@@ -64,9 +63,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(
-        minus=_minus, spark=_spark, clipped=_clipped, breakable=_breakable, pixels=_pixels
-    )
+    environment.filters.update(minus=_minus, spark=_spark, clipped=_clipped, pixels=_pixels)
     return environment
 
 
@@ -81,11 +78,6 @@ def _spark(levels: tuple[int | None, ...]) -> str:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def _breakable(name: str) -> Markup:
-    """A long dotted name may go on in the next line behind a dot."""
-    return Markup(".<wbr>" if len(name) > LONG_NAME else ".").join(name.split("."))
 
 
 def _pixels(share: float) -> int:

@@ -1,4 +1,4 @@
-"""Column widths of the terminal table: which columns a width has room for, and how they share it. Pure arithmetic."""
+"""Column widths of the terminal table: which columns there is room for, and how they share it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from .view import RowView
 
 COLUMNS = ("line", "place", "tensor", "op", "shape", "norm", "bar", "figures", "note")
 GAP = 2
-GIVE_WAY = ("place", "zeros", "op", "range", "shape", "bar", "values")
+GIVE_WAY = ("place", "zeros", "range", "op", "shape", "bar", "values")
 """What is left out as the width shrinks, in this order; line, tensor, norm and note always stay."""
 
-TENSOR_MIN, OP_MIN, SHAPE_MIN, NOTE_MIN, BAR_MIN, LINE_MAX, PLACE_MAX = 16, 12, 14, 18, 6, 14, 20
-TENSOR_SHARE, NOTE_SHARE = 0.16, 0.26
+TENSOR_MIN, OP_MIN, SHAPE_MIN, SHAPE_MAX, NOTE_MIN, NOTE_WORD, BAR_MIN = 16, 12, 14, 20, 18, 24, 4
+LINE_MAX, PLACE_MAX = 14, 20
+TENSOR_SHARE, NOTE_SHARE = 0.22, 0.22
 """Shares of the width below which tensor and note are not squeezed to keep another column."""
 
-BAR_BEST, TENSOR_BEST, NOTE_BEST, VALUES_ONLY_MAX = 16, 32, 48, 24
+BAR_GOOD, BAR_BEST, TENSOR_BEST, NOTE_BEST, VALUES_ONLY_MAX = 6, 16, 32, 48, 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
     """Width of each column in terminal cells; 0 leaves the column out.
 
-    `figures` is the column that holds the elements, or minimum, maximum and zeros; `low`, `high` and `zeros` are the widths
-    of these three inside it. `place` is where the code stands when that is another cell or a file.
+    `figures` is the column that holds the elements, or minimum, maximum and zeros; `low`, `high` and `zeros`
+    are the widths of these three inside it. `place` is where the code stands when it is elsewhere.
     """
 
     line: int
@@ -70,6 +71,7 @@ class Natural:
     zeros: int
     values: int
     note: int
+    note_word: int
 
 
 def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
@@ -95,6 +97,7 @@ def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
         zeros=_widest("zeros", (row.grad.zeros for row in rows)),
         values=max(values, default=0),
         note=max((_note(row) for row in rows), default=0),
+        note_word=max((2 + cell_len(word) for row in rows for word in plain(row.note).split()), default=0),
     )
 
 
@@ -112,25 +115,28 @@ def _narrowest(wish: Natural, parts: frozenset[str], width: int) -> Widths:
     low, high = (wish.low, wish.high) if "range" in parts and wish.low else (0, 0)
     figures = low + GAP + high + (GAP + zeros if zeros else 0) if low else 0
     values_only = wish.values > 0 and not wish.low and "values" in parts
+    shape = max(min(wish.shape, SHAPE_MAX), min(wish.shape_and_extra, SHAPE_MIN))
+    note = max(NOTE_MIN, int(width * NOTE_SHARE), min(wish.note_word, NOTE_WORD))
     return Widths(
         line=wish.line,
         place=min(wish.place, PLACE_MAX) if "place" in parts else 0,
         tensor=min(wish.label, max(TENSOR_MIN, int(width * TENSOR_SHARE))),
         op=min(wish.op, OP_MIN) if "op" in parts else 0,
-        shape=min(wish.shape, SHAPE_MIN) if "shape" in parts else 0,
+        shape=shape if "shape" in parts else 0,
         norm=wish.norm,
         bar=BAR_MIN if "bar" in parts and wish.bar else 0,
         figures=figures or (max(wish.values, len("values")) if values_only else 0),
         low=low,
         high=high,
         zeros=zeros,
-        note=min(wish.note, max(NOTE_MIN, int(width * NOTE_SHARE))),
+        note=min(wish.note, note),
     )
 
 
 def _widened(widths: Widths, wish: Natural, width: int) -> Widths:
     """Gives spare room away, to the most useful first."""
     wishes = [
+        ("bar", BAR_GOOD),
         ("shape", wish.shape_and_extra),
         ("tensor", min(wish.label, TENSOR_BEST)),
         ("note", min(wish.note, NOTE_BEST)),

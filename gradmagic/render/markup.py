@@ -1,4 +1,4 @@
-"""Pieces of styled text that both renderers understand, and the cleaning every string of the person's goes through."""
+"""Styled text that both renderers understand, and the cleaning every string of the person's goes through."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def marked_up(text: str, style: Style = "plain") -> Line:
 
 
 def is_code(text: str) -> bool:
-    """True when `text` is Python that does something, and no sentence: it parses, and holds a call, ``=`` or ``.``."""
+    """True when `text` is Python and no sentence: it parses, and holds a call, ``=`` or ``.``."""
     if "`" in text or not re.search(r"[=(.]", text):
         return False
     try:

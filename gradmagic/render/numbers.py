@@ -8,7 +8,7 @@ MINUTE = 60.0
 
 
 def short(value: float, digits: int = 3) -> str:
-    """``0``, ``1.0``, ``0.412``, ``-3.04e-5``: `digits` significant digits, fewer when they tell the value exactly."""
+    """``0``, ``1.0``, ``0.412``, ``-3.04e-5``: `digits` significant digits, fewer when they are the value."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if value == 0:
@@ -21,7 +21,7 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def _trimmed(text: str, value: float) -> str:
-    """Drops trailing zeros only where the short text is the value itself, so that 1.0 is one and 1.00 is about one."""
+    """Drops trailing zeros where the text is the value itself: 1.0 is one, and 1.00 is about one."""
     if float(text) != value:
         return text
     if "." not in text:
@@ -30,7 +30,7 @@ def _trimmed(text: str, value: float) -> str:
     return f"{text}0" if text.endswith(".") else text
 
 
-def short_complex(value: complex) -> str:
+def short_complex(value: float | complex) -> str:
     """Like `short`, with ``+2.0j`` behind the real part of a complex number."""
     if not isinstance(value, complex):
         return short(value)

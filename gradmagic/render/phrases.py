@@ -27,7 +27,7 @@ PHRASES: dict[Reason, str] = {
 AT = frozenset(
     {"cut_upstream", "detached", "replaced_in_place", "backward_failed", "no_grad", "inference_mode"}
 )
-"""Reasons whose phrase reads on with ``at line 7``; behind every other one the culprit's place stands in brackets."""
+"""Reasons whose phrase reads on with ``at line 7``; behind every other one the place stands in brackets."""
 
 
 def remark(row: TensorRow) -> str:

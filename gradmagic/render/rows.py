@@ -16,9 +16,9 @@ SPARK_WIDTH = 12
 SPARK_LEVELS = 8
 
 
-def row_view(row: TensorRow, scale: LogScale, several_devices: bool) -> RowView:
-    """One row; `scale` spans the norms of all rows shown with it."""
-    label, beside, path = _label(row)
+def row_view(row: TensorRow, scale: LogScale, several_devices: bool, shared: bool) -> RowView:
+    """One row; `scale` spans the norms of all rows shown, `shared` says that others have its source."""
+    label, beside, path = _label(row, shared)
     line, place = _where(row)
     return RowView(
         line=line,
@@ -44,13 +44,13 @@ def _where(row: TensorRow) -> tuple[str, str]:
     return "" if row.cell_line is None else str(row.cell_line), clean(str(row.location))
 
 
-def _label(row: TensorRow) -> tuple[Span, str, bool]:
-    """The name; else, inside a module the person did not write here, the module; else the expression."""
+def _label(row: TensorRow, shared: bool) -> tuple[Span, str, bool]:
+    """The name; else the expression, or the module where that only says that a module was called."""
     module = clean(" ".join(part for part in (row.module, row.module_type) if part))
     if row.name is not None:
         said = row.module is not None and row.name.startswith(f"{row.module}.")
         return Span(clean(row.name), "name"), clean(row.module_type or "") if said else module, True
-    if row.module and not row.location.own:
+    if row.module and (shared or not row.location.own):
         return Span(clean(row.module), "name"), clean(row.module_type or ""), True
     return Span(clean(row.expression or row.op), "code"), module, False
 

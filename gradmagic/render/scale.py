@@ -18,7 +18,7 @@ DECADES = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LogScale:
-    """Maps a norm to 0.0 .. 1.0 between the smallest and the largest one; `low` and `high` are their log10."""
+    """Maps norms to 0.0 .. 1.0, from the smallest to the largest; `low` and `high` are their log10."""
 
     low: float
     high: float

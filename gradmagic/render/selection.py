@@ -48,7 +48,7 @@ def select(report: Report) -> Selection:
 
 
 def matches(row: TensorRow, pattern: str | None) -> bool:
-    """True when the row's name, an alias, its op or its module holds `pattern`; a glob has to match one of them whole."""
+    """True when name, alias, op or module of the row holds `pattern`; a glob has to match one whole."""
     if not pattern:
         return True
     wanted = pattern.lower()

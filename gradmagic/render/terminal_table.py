@@ -30,7 +30,7 @@ HEADERS = {
 def table(view: ReportView, width: int, ink: Ink) -> Table:
     """The rows as a rich table, at most `width` wide.
 
-    For rich it has two columns, the note, which wraps, and all the others in one: a fifth of the time of one column each.
+    For rich it has two columns, the note, which wraps, and all the others in one: a third of the time.
     """
     widths = fit(natural(view.rows, view.inner_steps), width)
     columns = [name for name in COLUMNS if getattr(widths, name) and name != "note"]
@@ -114,7 +114,7 @@ def _shape(row: RowView, width: int, ink: Ink) -> Text:
 
 
 def _figures_cell(row: RowView, widths: Widths, ink: Ink) -> Text:
-    """The elements when they fit, ending where the maximum does, so that none of them looks like a share of zeros."""
+    """The elements when they fit, ending where the maximum does: none shall look like a share of zeros."""
     grad = row.grad
     before_zeros = widths.figures - (GAP + widths.zeros if widths.zeros else 0)
     if grad.values and len(grad.values) <= widths.figures:

@@ -23,9 +23,9 @@ NARROWEST, WIDEST = 60, 200
 def render_text(
     report: Report, width: int | None = None, color: bool = False, ascii_only: bool = False
 ) -> str:
-    """The report as text that fits `width` columns (60 to 200; None asks the terminal), without a newline at the end.
+    """The report as text of at most `width` columns (60 to 200; None asks the terminal).
 
-    `color` allows ANSI styles. `ascii_only` is for a terminal that cannot show Unicode: nothing else comes out then.
+    `color` allows ANSI styles; `ascii_only` is for a terminal that cannot show Unicode.
     """
     wide = min(max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)
     console = _console(wide, color)
