@@ -113,11 +113,11 @@ class Ledger:
             return
         for (_, tensor), (_, gradient) in zip(tensors_in(inputs), _results(gradients), strict=False):
             entry = recorder.entry(tensor)
-            if entry is not None and entry.place is not None and gradient is not None:
-                if entry.place.index not in done.received_by:
-                    found = Gradient(self.passes.index(done), entry.occurrence, measure(gradient))
-                    entry.place.gradients.append(found)
-                    done.received_by.add(entry.place.index)
+            place = entry.place if entry is not None else None
+            if entry is None or place is None or gradient is None or place.index in done.received_by:
+                continue
+            place.gradients.append(Gradient(self.passes.index(done), entry.occurrence, measure(gradient)))
+            done.received_by.add(place.index)
 
     @contextmanager
     def _running(
@@ -166,7 +166,7 @@ class Ledger:
             if done.function == "backward":
                 recorder.retain()
                 self._clear(leaves)
-        except Exception as error:  # a fault of ours must not keep backward from running
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not keep backward from running
             recorder.failures.append(f"backward: {type(error).__name__}: {error}")
 
     def _clear(self, leaves: Sequence[Tensor]) -> None:
@@ -187,14 +187,15 @@ class Ledger:
             KeyboardInterrupt: when the person interrupts; any error of backward itself is noted in the ledger.
         """
         recorder = self._recorder
-        assert recorder is not None
+        if recorder is None:
+            return
         path = recorder.here()
         try:
             with self._listening(recorder, path, "backward", [root]) as done:
                 done.path, done.frees_graph = None, False
                 with _Visit(recorder, self._zero_grad), _same_random_numbers():
                     torch.autograd.backward(root, retain_graph=True)
-        except Exception:  # noqa: S110  # backward's own error is in the ledger; the report retells it
+        except Exception:  # noqa: BLE001, S110 - backward's own error is in the ledger; the report retells it
             pass
 
 
@@ -231,10 +232,11 @@ class _Visit:
             if tensor.grad is None or failed is not None:
                 tensor.grad = before
                 continue
+            gradient = tensor.grad
             if before is not None:
                 with torch.no_grad():
-                    tensor.grad = before + tensor.grad
-            party.invite(tensor, before)
+                    gradient = before + gradient
+            party.invite(tensor, gradient, before)
         self._before.clear()
         self._hooks.clear()
 

@@ -130,9 +130,7 @@ class Binding:
         for node in self._tree.in_scope(scope):
             if isinstance(node, (ast.Assign, ast.AugAssign)) and after.lineno < node.lineno < before.lineno:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if any(self._tree.text(t) == name for t in targets) and around.issuperset(
-                    self._tree.blocks_of(node)
-                ):
+                if any(self._tree.text(t) == name for t in targets) and around.issuperset(self._tree.blocks_of(node)):
                     return True
         return False
 

@@ -23,9 +23,7 @@ from IPython.core.interactiveshell import InteractiveShell
 Mode = Literal["exec", "single", "eval"]
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_BETWEEN = frozenset(
-    {f"gradmagic.{name}" for name in ("cell", "magic", "tracing", "recorder", "backward", "graph")}
-)
+_BETWEEN = frozenset({f"gradmagic.{name}" for name in ("cell", "magic", "tracing", "recorder", "backward", "graph")})
 """Modules whose frames stand between shell and cell, or cell and PyTorch, while a cell is traced."""
 
 
@@ -172,9 +170,7 @@ def _refuse_await(nodes: list[ast.stmt], file: str) -> None:
     """A magic is a plain call inside the shell's own event loop: nothing in it can be awaited."""
     for node in nodes:
         try:
-            code = compile(
-                ast.Module([node], []), file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
-            )
+            code = compile(ast.Module([node], []), file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         except SyntaxError:
             continue  # it is raised where the shell's own compiler meets it
         if code.co_flags & _ASYNC:
@@ -313,7 +309,4 @@ def _is_between(link: TracebackType) -> bool:
 
 def _is_override(link: TracebackType) -> bool:
     frame = link.tb_frame
-    return (
-        frame.f_code.co_name == "handle_torch_function"
-        and frame.f_globals.get("__name__") == "torch.overrides"
-    )
+    return frame.f_code.co_name == "handle_torch_function" and frame.f_globals.get("__name__") == "torch.overrides"

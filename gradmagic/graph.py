@@ -103,7 +103,7 @@ class Listener:
 
     def _note_reached(self, nodes: dict[int, Any], used: dict[int, set[int]]) -> None:
         """Of a node with several outputs, only those that somebody used lie on the way."""
-        for key, node in nodes.items():
+        for key in nodes:
             marks = self._marks.get(key) or {}
             self.reached.update(place for output, (place, _) in marks.items() if output in used[key])
         self._marks.clear()
@@ -180,7 +180,7 @@ class Listener:
     def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
         try:
             return measure(gradient, layout)
-        except Exception as error:  # a fault of ours must not become backward's
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
             self._recorder.failures.append(f"gradient statistics: {type(error).__name__}: {error}")
             return None
 

@@ -22,9 +22,7 @@ class GuestGradient:
     # torch.save and pickle would warn about a hook that gets lost (see torch.utils.hooks.unserializable_hook).
     __torch_unserializable__ = True
 
-    def __init__(self, tensor: Tensor, before: Tensor | None, party: GuestParty) -> None:
-        gradient = tensor.grad
-        assert gradient is not None
+    def __init__(self, tensor: Tensor, gradient: Tensor, before: Tensor | None, party: GuestParty) -> None:
         self._tensor = TensorWeakRef(tensor)
         self._gradient = TensorWeakRef(gradient)
         self._version = version_of(gradient)
@@ -60,9 +58,10 @@ class GuestParty:
     def __contains__(self, guest: GuestGradient) -> bool:
         return guest in self._leaves
 
-    def invite(self, tensor: Tensor, before: Tensor | None) -> None:
-        """Make the tensor's present ``.grad`` a guest that gives way to `before`."""
-        guest = GuestGradient(tensor, before, self)
+    def invite(self, tensor: Tensor, gradient: Tensor, before: Tensor | None) -> None:
+        """Put `gradient` into the tensor's ``.grad`` as a guest that gives way to `before`."""
+        tensor.grad = gradient
+        guest = GuestGradient(tensor, gradient, before, self)
         if tensor.is_leaf:
             self._leaves.add(guest)
             self._before_step = self._before_step or _BeforeStep(self)

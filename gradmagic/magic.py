@@ -73,13 +73,9 @@ class GradtraceMagics(Magics):
         "backward. By default the cell's own backward counts, else the last scalar of the cell is taken.",
     )
     @argument("-o", "--output", metavar="NAME", help="bind the report to this name")
-    @argument(
-        "-q", "--quiet", action="store_true", help="display nothing; .grad is there, and -o still binds"
-    )
+    @argument("-q", "--quiet", action="store_true", help="display nothing; .grad is there, and -o still binds")
     @argument("-a", "--all", action="store_true", help="show also constants and every unnamed row")
-    @argument(
-        "-z", "--zero-grad", action="store_true", help="first clear the .grad of the leaves that are used"
-    )
+    @argument("-z", "--zero-grad", action="store_true", help="first clear the .grad of the leaves that are used")
     @argument(
         "--sort",
         choices=("line", "norm", "name"),
@@ -87,9 +83,7 @@ class GradtraceMagics(Magics):
     )
     @argument("--rows", type=int, metavar="N", help="show at most N rows")
     @argument("--filter", metavar="PATTERN", help="show only rows whose name, op or module holds this")
-    @argument(
-        "statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it"
-    )
+    @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")
     @no_var_expand
     @line_cell_magic
     def gradtrace(self, line: str, cell: str | None = None) -> Any:
@@ -110,10 +104,8 @@ class GradtraceMagics(Magics):
         _require_code(rest, cell)
         shell = self.shell
         try:
-            if cell is None:
-                code = statement_of(shell, rest)
-            else:
-                code = cell_of(shell, cell, f"%%gradtrace {line}".strip())
+            heading = f"%%gradtrace {line}".strip()
+            code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
             return _run(shell, code, options)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
@@ -161,9 +153,7 @@ def _options(parser: Any, words: list[str]) -> Options:
     arguments.pop("statement")
     options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
     _check_backward(options.backward)
-    if options.output is not None and (
-        not options.output.isidentifier() or keyword.iskeyword(options.output)
-    ):
+    if options.output is not None and (not options.output.isidentifier() or keyword.iskeyword(options.output)):
         raise UsageError(f"-o/--output: {options.output} is no name a variable can have")
     if options.rows is not None and options.rows < 1:
         raise UsageError(f"--rows must be at least 1, not {options.rows}")
@@ -245,9 +235,7 @@ def _apology(error: Exception, output: str | None, *, made: bool) -> str:
 def _report_options(options: Options) -> Any:
     from .report import ReportOptions  # not needed for loading the extension
 
-    return ReportOptions(
-        all=options.all, sort=options.sort or "line", rows=options.rows, filter=options.filter
-    )
+    return ReportOptions(all=options.all, sort=options.sort or "line", rows=options.rows, filter=options.filter)
 
 
 def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
@@ -267,11 +255,7 @@ def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
 
 def _wants_color(shell: InteractiveShell) -> bool:
     """See https://no-color.org; ``%colors nocolor`` is the shell's own switch."""
-    return (
-        not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-        and shell.colors.lower() != "nocolor"
-    )
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and shell.colors.lower() != "nocolor"
 
 
 def register(shell: InteractiveShell) -> None:
@@ -286,8 +270,6 @@ def unregister(shell: InteractiveShell) -> None:
     if magics is None:
         return
     for table in shell.magics_manager.magics.values():
-        for name in [
-            name for name, function in table.items() if getattr(function, "__self__", None) is magics
-        ]:
+        for name in [name for name, function in table.items() if getattr(function, "__self__", None) is magics]:
             del table[name]
     shell.configurables[:] = [each for each in shell.configurables if each is not magics]

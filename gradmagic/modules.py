@@ -44,7 +44,7 @@ def _named(module: Any, method: str) -> list[tuple[str, Any]]:
     """``module.named_modules()`` or the like; a module may have overridden it with something that fails."""
     try:
         return list(getattr(module, method)(remove_duplicate=False))
-    except Exception:  # the person's own override; without names the class name is shown
+    except Exception:  # noqa: BLE001 - the person's own override; without names the class name is shown
         return []
 
 

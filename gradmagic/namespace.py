@@ -84,7 +84,7 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
 
 def _has_plain_attributes(value: Any) -> bool:
     kind = type(value)
-    if isinstance(value, type) or callable(value) and not hasattr(kind, "forward") and kind.__module__ == "builtins":
+    if isinstance(value, type) or (callable(value) and kind.__module__ == "builtins"):
         return False
     try:
         return type(object.__getattribute__(value, "__dict__")) is dict and kind.__name__ != "module"

@@ -51,7 +51,7 @@ def op_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    return str(name).split(".")[0] if name.startswith("_foreach") else _plain_name(str(name))
+    return str(name).partition(".")[0] if name.startswith("_foreach") else _plain_name(str(name))
 
 
 def _plain_name(name: str) -> str:
@@ -97,6 +97,20 @@ class Recorder(TorchFunctionMode):
         """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
         self._first_node: int = torch._C._autograd._get_sequence_nr()
 
+    def start(self) -> None:
+        """Begin recording."""
+        self.__enter__()  # type: ignore[no-untyped-call]  # TorchFunctionMode's own
+
+    def stop(self) -> None:
+        """Stop recording: leave the mode stack, also from below a mode that the block left behind."""
+        above = []
+        while self in torch.overrides._get_current_function_mode_stack():
+            top = torch.overrides._pop_mode()
+            if top is not self:
+                above.append(top)
+        for mode in reversed(above):
+            torch.overrides._push_mode(mode)
+
     def made_here(self, tensor: Tensor) -> bool:
         """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""
         node = tensor.grad_fn
@@ -133,7 +147,7 @@ class Recorder(TorchFunctionMode):
             try:
                 with torch._C.DisableTorchFunction():
                     self._record(func, args, kwargs, result)
-            except Exception as error:  # a fault of ours must not become the person's
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
                 self.failures.append(f"{op_name(func)}: {type(error).__name__}: {error}")
         return result
 
@@ -243,7 +257,7 @@ class Recorder(TorchFunctionMode):
         try:
             if self.entry(tensor) is None and tensor.requires_grad and self.made_here(tensor):
                 self.used(tensor, path)
-        except Exception as error:  # a tensor subclass of the person's may refuse what we ask
+        except Exception as error:  # noqa: BLE001 - a tensor subclass of the person's may refuse what we ask
             self.failures.append(f"{type(tensor).__name__}: {type(error).__name__}: {error}")
 
     def _adopt(self, tensor: Tensor, path: Path, argument: tuple[int, int]) -> Place:
@@ -300,7 +314,7 @@ class Recorder(TorchFunctionMode):
         """The operation returned a tensor that was there before: a new version of it, or just the same."""
         before = known.place
         node = tensor.grad_fn
-        fresh = node is not None and not (marks := self.marks(node) or {}).get(tensor.output_nr)
+        fresh = node is not None and tensor.output_nr not in (self.marks(node) or {})
         if before is None:
             return
         if name == "detach_" and known.requires_grad:
@@ -324,7 +338,7 @@ class Recorder(TorchFunctionMode):
         self, before: Place, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
     ) -> None:
         place = self._place(path, name, position)
-        place.op = name.split(" ")[0]
+        place.op = name.split(" ", maxsplit=1)[0]
         if place is not before:
             place.inherits = before
             before.changed, before.successor = path, place
@@ -439,8 +453,7 @@ class Recorder(TorchFunctionMode):
 
     def _inside_function(self, path: Path) -> None:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
-        assert path.function_apply is not None
-        outer = path.sites[path.function_apply + 1 :]
+        outer = path.sites[(path.function_apply or 0) + 1 :]
         key = tuple(id(site.code) + site.lasti for site in outer)
         if key not in self._paths:
             self._paths[key] = Path(outer, path.module, None)

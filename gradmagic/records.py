@@ -1,4 +1,4 @@
-"""What a trace leaves behind: plain, frozen data. No tensor, frame or module is held here, and nothing here needs torch."""
+"""What a trace leaves behind: plain, frozen data. Nothing here holds a tensor, frame or module, or needs torch."""
 
 from __future__ import annotations
 

@@ -209,9 +209,7 @@ class Report:
 
     def __repr__(self) -> str:
         counts = self.summary()
-        return (
-            f"<Report: {counts.tensors} tensors, {counts.gradients} gradients, {len(self.findings)} findings>"
-        )
+        return f"<Report: {counts.tensors} tensors, {counts.gradients} gradients, {len(self.findings)} findings>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:  # noqa: ARG002, Jupyter passes them
         from .render.html import render_html

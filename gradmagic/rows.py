@@ -79,7 +79,8 @@ class Assembler:
         roots = [row_of[place.index] for done in self._ledger.passes for place in done.roots if place.index in row_of]
         facts = self._facts(drafts, row_of, tuple(roots))
         verdicts = explain(facts)
-        rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in zip(drafts, facts.rows, verdicts, strict=True)]
+        judged = zip(drafts, facts.rows, verdicts, strict=True)
+        rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in judged]
         passes = [self._pass(done, rows, row_of) for done in self._ledger.passes]
         return Assembly(rows, passes, roots[-1] if roots else None, facts, row_of)
 
@@ -263,13 +264,14 @@ class Assembler:
 
     def _argument(self, place: Place) -> str:
         """What a module's own code calls a tensor, seen from outside: ``Linear.weight`` for its ``self.weight``."""
-        assert place.adopted is not None
-        text = self._sources.argument(place.path.sites, *place.adopted)
+        text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
         module = self._module(place.path.module)
         return f"{module}{text[4:]}" if module and text.startswith("self.") else text
 
     def _row(self, draft: _Draft, fact: RowFacts, verdict: Verdict, run: RunFacts) -> TensorRow:
         last = draft.last
+        # A plain tensor from outside does not belong to the module that happens to use it first.
+        mark = draft.first.path.module if draft.first.adopted is None or last.is_parameter else None
         gradients = _in_order(draft.places)
         blamed = run.rows[verdict.culprit].location if verdict.culprit is not None else None
         final = max(gradients, key=lambda pair: (pair[0], pair[1].pass_index)) if gradients else None
@@ -281,8 +283,8 @@ class Assembler:
             grad_fn=last.grad_fn,
             location=fact.location,
             cell_line=fact.location.line if fact.location.own else self._sources.own_line(draft.first.path.sites),
-            module=self._module(draft.first.path.module),
-            module_type=draft.first.path.module.type_name if draft.first.path.module else None,
+            module=self._module(mark),
+            module_type=mark.type_name if mark is not None else None,
             kind=_kind(last),
             shape=last.shape,
             dtype=last.dtype,

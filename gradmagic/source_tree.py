@@ -83,10 +83,7 @@ class SourceTree:
             return ""
         rows[-1] = rows[-1][: node.end_col_offset]
         rows[0] = rows[0][node.col_offset :]
-        # Continued lines are joined; a comment at the end of one would swallow the rest, so it goes.
-        joined = " ".join(row.decode(errors="replace").strip() for row in rows)
-        if len(rows) > 1:
-            joined = _without_comments(node, joined)
+        joined = _on_one_line(node, [row.decode(errors="replace").strip() for row in rows])
         return joined if len(joined) <= TEXT_LIMIT else joined[: TEXT_LIMIT - 1] + "…"
 
     def line_of(self, node: ast.AST) -> int:
@@ -125,5 +122,14 @@ class SourceTree:
         return found
 
 
-def _without_comments(node: ast.AST, joined: str) -> str:
-    return ast.unparse(node) if "#" in joined else joined
+def _on_one_line(node: ast.AST, rows: list[str]) -> str:
+    if len(rows) == 1:
+        return rows[0]
+    if any("#" in row for row in rows):
+        # A comment at the end of a line would swallow the rest.
+        return ast.unparse(node)
+    joined = rows[0]
+    for row in rows[1:]:
+        tight = row.startswith((".", ")", "]", "}")) or joined.endswith(("(", "[", "{"))
+        joined += row if tight else f" {row}"
+    return joined

@@ -274,9 +274,7 @@ class Sources:
             return None
         return self._assigned(tree, tree.tree, name, None, None)
 
-    def _origin_of_name(
-        self, argument: ast.expr, site: Site, tree: SourceTree, before: ast.AST
-    ) -> Origin | None:
+    def _origin_of_name(self, argument: ast.expr, site: Site, tree: SourceTree, before: ast.AST) -> Origin | None:
         """The last statement before a node, in the same scope, that binds the argument's name to a value."""
         if not isinstance(argument, ast.Name):
             return None
@@ -295,9 +293,7 @@ class Sources:
                 found = node.value
         return self._origin(tree, found, code, (name,)) if found is not None else None
 
-    def _origin(
-        self, tree: SourceTree, node: ast.expr, code: CodeType | None, names: tuple[str, ...]
-    ) -> Origin:
+    def _origin(self, tree: SourceTree, node: ast.expr, code: CodeType | None, names: tuple[str, ...]) -> Origin:
         file = code.co_filename if code is not None else self._own_file or ""
         text = tree.text(node)
         callee = tree.text(node.func) if isinstance(node, ast.Call) else ""

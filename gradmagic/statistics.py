@@ -92,7 +92,7 @@ def _as_stored(data: Tensor, layout: Sequence[int] | None) -> Tensor:
     A floating point sum depends on its order, and the order on the layout: without this the norm would differ in
     the last bits from that of ``.grad`` (for an expanded gradient, such as the one of ``sum``).
     """
-    if data.is_contiguous() and layout is None or data.numel() <= 1:
+    if (layout is None and data.is_contiguous()) or data.numel() <= 1:
         return data
     if layout is not None and len(layout) == data.dim() and _is_dense(data.shape, layout):
         if data.stride() == tuple(layout):

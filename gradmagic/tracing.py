@@ -96,7 +96,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
         self._state = _Running(recorder, ledger, sources, frame if self._namespace is None else None)
         self._state.stance = _eager_stance()
-        recorder.__enter__()
+        recorder.start()
         return self
 
     def __exit__(
@@ -113,10 +113,11 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         finish = _Finish(state, self._backward, variables, offered, error)
         try:
             self.report = finish.report(seconds)
-        except Exception as fault:  # a fault of ours must neither hide the person's error nor break their code
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
             self.fault = fault
             if error is None and self._cell is None:  # the magic tells it in its own way
-                told = f"gradmagic could not make its report ({type(fault).__name__}: {fault}); the code itself ran as always"
+                what = f"{type(fault).__name__}: {fault}"
+                told = f"gradmagic could not make its report ({what}); the code itself ran as always"
                 warnings.warn(told, RuntimeWarning, stacklevel=2)
         finally:
             state.release()
@@ -139,14 +140,8 @@ class _Running:
         return {**self._frame.f_globals, **self._frame.f_locals} if self._frame is not None else {}
 
     def leave(self) -> None:
-        """Take the recorder off the mode stack, also from below a mode that the block left behind."""
-        above = []
-        while self.recorder in torch.overrides._get_current_function_mode_stack():
-            top = torch.overrides._pop_mode()
-            if top is not self.recorder:
-                above.append(top)
-        for mode in reversed(above):
-            torch.overrides._push_mode(mode)
+        """Stop recording."""
+        self.recorder.stop()
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
 
@@ -244,7 +239,7 @@ class _Finish:
         try:
             with self._recording_expression(expression) as code:
                 value = eval(code, dict(self._variables))  # noqa: S307  # the person's own expression
-        except Exception as error:  # the person's expression: told in a finding
+        except Exception as error:  # noqa: BLE001 - the person's expression: told in a finding
             near = tuple(difflib.get_close_matches(expression, namespace_names(namespace), 2))
             self._why = NoRoot("not_found", expression, detail=f"{type(error).__name__}: {error}", near=near)
             return None
@@ -265,11 +260,11 @@ class _Finish:
         """Record what the expression makes; its source is known to linecache while it is looked up."""
         linecache.cache[_EXPRESSION_FILE] = (len(expression), None, [expression + "\n"], _EXPRESSION_FILE)
         code = compile(expression.strip(), _EXPRESSION_FILE, "eval")
-        self._state.recorder.__enter__()
+        self._state.recorder.start()
         try:
             yield code
         finally:
-            self._state.leave()
+            self._state.recorder.stop()
 
     def _used_by_grad(self, root: Tensor, namespace: Namespace) -> NoRoot | None:
         """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,15 +28,17 @@ def run_plain(source: str, root: str = "loss") -> PlainRun:
     namespace: dict[str, Any] = {"torch": torch, "__name__": "__main__"}
     exec(compile(source, "<plain>", "exec"), namespace)
     found: list[tuple[str, torch.Tensor]] = []
+
+    def note(name: str, gradients: tuple[torch.Tensor | None, ...]) -> None:
+        found.extend((name, gradient.detach().clone()) for gradient in gradients if gradient is not None)
+
     pending, seen = [namespace[root].grad_fn], {}
     while pending:
         node = pending.pop()
         if node is None or id(node) in seen:
             continue
         seen[id(node)] = node
-        node.register_prehook(lambda gradients, name=node.name(): found.extend(
-            (name, gradient.detach().clone()) for gradient in gradients if gradient is not None
-        ))
+        node.register_prehook(partial(note, node.name()))
         pending.extend(parent for parent, _ in node.next_functions)
     for value in namespace.values():
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:

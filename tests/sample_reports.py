@@ -62,9 +62,7 @@ def row(name: str | None, line: int, op: str = "mul", **more: Any) -> TensorRow:
     """A non-leaf row of the traced cell."""
     given = {
         "expression": f"{op}(...)",
-        "grad_fn": None
-        if more.get("kind", "non-leaf") != "non-leaf"
-        else f"{op.title().replace('_', '')}Backward0",
+        "grad_fn": None if more.get("kind", "non-leaf") != "non-leaf" else f"{op.title().replace('_', '')}Backward0",
         "location": at(line),
         "kind": "non-leaf",
         "shape": (8, 64),
@@ -349,9 +347,7 @@ def odd() -> Report:
         row("nan", 1, "log", grad=stats(nan, nan, nan, nan_count=12), note=""),
         row("inf", 2, "div", grad=stats(inf, -inf, inf, inf_count=3)),
         row("huge", 3, "exp", grad=stats(3.0e38, -2.5e38, 1.1e38), dtype="torch.float64", device="cuda:0"),
-        row(
-            "tiny", 4, "exp", grad=stats(1.0e-45, -1e-45, 0.0, 0.999), dtype="torch.bfloat16", device="cuda:1"
-        ),
+        row("tiny", 4, "exp", grad=stats(1.0e-45, -1e-45, 0.0, 0.999), dtype="torch.bfloat16", device="cuda:1"),
         row("zero", 5, "relu", grad=stats(0.0, 0.0, 0.0, 1.0)),
         row("empty", 6, "cat", shape=(0, 3), grad=small(), note="no elements"),
         row("z", 7, "fft_fft", shape=(2,), grad=small(1 + 2j, -0.5j), dtype="torch.complex64"),

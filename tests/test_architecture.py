@@ -57,7 +57,7 @@ class _Imports(ast.NodeVisitor):
 
 @cache
 def imports_of(module: str) -> tuple[tuple[str, bool], ...]:
-    """What a module imports, as absolute names (`gradmagic.records`), with whether it does so at its own import."""
+    """The absolute names a module imports, each with whether it does so at its own import."""
     visitor = _Imports()
     visitor.visit(ast.parse(MODULES[module].read_text(encoding="utf-8")))
     return tuple((name, at_import) for node, at_import in visitor.found for name in _names(module, node))
@@ -84,17 +84,17 @@ def own_imports(module: str, at_import: bool | None = None) -> set[str]:
     return {
         name.removeprefix("gradmagic").removeprefix(".")
         for name, early in imports_of(module)
-        if name.split(".")[0] == "gradmagic" and at_import in (None, early)
+        if name.split(".", 1)[0] == "gradmagic" and at_import in (None, early)
     }
 
 
 def foreign_imports(module: str) -> set[str]:
     """Top-level names of everything else that a module imports, anywhere."""
-    return {name.split(".")[0] for name, _ in imports_of(module)} - {"gradmagic"}
+    return {name.split(".", 1)[0] for name, _ in imports_of(module)} - {"gradmagic"}
 
 
 def layer_of(module: str) -> int:
-    top = module.split(".")[0]
+    top = module.split(".", 1)[0]
     return next(index for index, layer in enumerate(LAYERS) if top in layer)
 
 
@@ -110,7 +110,7 @@ def test_every_module_has_a_place_in_the_order() -> None:
 
 @pytest.mark.parametrize("module", inner_modules())
 def test_imports_point_one_way(module: str) -> None:
-    """Nothing imports from a layer below its own, but for the report, which draws itself when it is asked to."""
+    """Nothing imports from a layer below its own, but for the report, which draws itself on request."""
     late_allowed = {"render"} if module == "report" else set()
     wrong = {
         name
@@ -122,7 +122,7 @@ def test_imports_point_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("module", inner_modules())
 def test_nobody_imports_the_package_root(module: str) -> None:
-    """The root is for people; inside, each name comes from where it lives. (`from . import x` names x, not the root.)"""
+    """The root is for people; inside, each name comes from where it lives."""
     assert "" not in own_imports(module)
 
 
@@ -157,7 +157,8 @@ def test_diagnosis_judges_records_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in inner_modules() if name in ("records", "report") or name.split(".")[0] == "render"]
+    "module",
+    [name for name in inner_modules() if name in ("records", "report") or name.split(".")[0] == "render"],
 )
 def test_records_report_and_render_know_neither_torch_nor_the_shell(module: str) -> None:
     """A report can be read and drawn where neither is installed."""
@@ -193,7 +194,7 @@ def test_no_function_is_longer_than_a_screen(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_modules_hold_no_mutable_state(file: Path) -> None:
-    """No list or set that code could fill stands at a module's top level (tables are dicts); `__all__` is Python's habit."""
+    """No list or set that code could fill stands at the top level; tables are dicts or tuples."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     mutable = (ast.List, ast.Set, ast.ListComp, ast.SetComp, ast.DictComp)
     found = [

@@ -151,9 +151,7 @@ def test_every_traceback_mode_is_honoured(shell: Session, mode: str) -> None:
 @pytest.mark.parametrize("setting", INTERACTIVITY)
 def test_every_display_setting_is_honoured(shell: Session, setting: str, body: str) -> None:
     """What ast_node_interactivity displays without the magic, it displays with it."""
-    plain, traced = twins(
-        shell, body + "\n# end", f"%config InteractiveShell.ast_node_interactivity = '{setting}'"
-    )
+    plain, traced = twins(shell, body + "\n# end", f"%config InteractiveShell.ast_node_interactivity = '{setting}'")
     shell.run("%config InteractiveShell.ast_node_interactivity = 'last_expr'")
     assert traced == plain
 
@@ -262,9 +260,7 @@ def test_a_syntax_error_leaves_nothing_behind(shell: Session) -> None:
 
 
 def gradmagic_frames(error: BaseException) -> list[str]:
-    return [
-        line for line in traceback.format_exception(error) if "gradmagic" in line or "overrides.py" in line
-    ]
+    return [line for line in traceback.format_exception(error) if "gradmagic" in line or "overrides.py" in line]
 
 
 def test_consumers_of_the_traceback_see_the_persons_frames(shell: Session) -> None:
@@ -301,9 +297,7 @@ def test_an_own_handler_of_the_person_is_called_and_kept(shell: Session) -> None
 
 def test_an_error_the_person_catches_leaves_no_handler(shell: Session) -> None:
     """A line magic inside try raises where it stands; nothing is installed in the shell for it."""
-    ran = shell.fresh().run(
-        f"try:\n    {HEADING[1:]} 1 / 0\nexcept ZeroDivisionError as error:\n    caught = error"
-    )
+    ran = shell.fresh().run(f"try:\n    {HEADING[1:]} 1 / 0\nexcept ZeroDivisionError as error:\n    caught = error")
     assert ran.error == ""
     assert gradmagic_frames(shell["caught"]) == []
     assert shell.shell.custom_exceptions == ()

@@ -1,4 +1,4 @@
-"""Laws 2 and 3 on real loads: every autograd node has its gradient in the report, bit for bit that of an untraced run."""
+"""Laws 2 and 3 on real loads: every autograd node has its gradient in the report, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from plain import assert_same_as_plain, norms_of, run_plain, run_traced
 
-CELLS = dict(
-simple='''
+CELLS = {
+    "simple": """
 w = torch.randn(3,4,requires_grad=True)
 x = torch.randn(5,3)
 h = torch.tanh(x @ w + 1)
 loss = (h**2).mean()
-''',
-charmlp='''
+""",
+    "charmlp": """
 import torch.nn.functional as F
 n=32; V=27; E=10; B=3; H=64
 g = torch.Generator().manual_seed(1)
@@ -45,16 +45,16 @@ counts_sum_inv = counts_sum**-1
 probs = counts * counts_sum_inv
 logprobs = probs.log()
 loss = -logprobs[range(n), Yb].mean()
-''',
-transformer='''
+""",
+    "transformer": """
 import torch.nn as nn
 layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
 model = nn.TransformerEncoder(layer, 2)
 x = torch.randn(2,5,16)
 out = model(x)
 loss = out.pow(2).mean()
-''',
-resnet='''
+""",
+    "resnet": """
 import torch.nn as nn
 class Block(nn.Module):
     def __init__(self, i, o, s):
@@ -73,8 +73,8 @@ net = nn.Sequential(Block(3,8,1),Block(8,16,2),Block(16,16,1),nn.AdaptiveAvgPool
 x=torch.randn(2,3,16,16)
 logits=net(x)
 loss=nn.functional.cross_entropy(logits, torch.tensor([1,2]))
-''',
-lstm='''
+""",
+    "lstm": """
 import torch.nn as nn
 rnn=nn.LSTM(3,4,num_layers=2)
 emb=nn.Embedding(10,3)
@@ -82,8 +82,8 @@ out,(h,c)=rnn(emb(torch.arange(6).view(3,2)))
 U,S,V=torch.svd(out[-1])
 a,b=out.chunk(2)[0].unbind(1)
 loss=out.sum()+h.mean()+c.std()+S.sum()+(a*b).sum()
-''',
-inplace='''
+""",
+    "inplace": """
 w=torch.randn(4,4,requires_grad=True)
 y=w*2
 y.mul_(3)
@@ -97,8 +97,8 @@ t=w*1; t.t_(); t.squeeze_(); t.mul_(2)
 q=y.relu()
 q=q*1; q.clamp_(max=1)
 loss=(q.sum()+z.prod(0).sum()+(t*v.sum()).sum()+v[0].exp().sum()).tanh()
-''',
-custom='''
+""",
+    "custom": """
 class F2(torch.autograd.Function):
     @staticmethod
     def forward(ctx,x,y):
@@ -117,8 +117,8 @@ r=F1.apply(F1.apply(p))
 def f(x): return F1.apply(x)
 s=f(q)
 loss=F1.apply((r*s).sum())
-''',
-checkpoint='''
+""",
+    "checkpoint": """
 from torch.utils.checkpoint import checkpoint
 import torch.nn as nn
 net=nn.Sequential(nn.Linear(4,4),nn.Dropout(.5),nn.Tanh())
@@ -126,15 +126,15 @@ x=torch.randn(2,4,requires_grad=True)
 a=checkpoint(net,x,use_reentrant=False)
 b=checkpoint(net,a,use_reentrant=True)
 loss=b.sum()
-''',
-mha='''
+""",
+    "mha": """
 import torch.nn as nn
 m=nn.MultiheadAttention(8,2)
 x=torch.randn(3,2,8,requires_grad=True)
 o,wts=m(x,x,x)
 loss=o.sum()+wts.max()
-''',
-gru='''
+""",
+    "gru": """
 W=torch.randn(4,4,requires_grad=True);U=torch.randn(4,4,requires_grad=True)
 h=torch.zeros(2,4)
 xs=torch.randn(6,2,4)
@@ -143,8 +143,8 @@ for x in xs:
     h=torch.tanh(x@W+h@U)
     hs.append(h)
 loss=torch.stack(hs).pow(2).mean()
-''',
-)
+""",
+}
 
 
 @pytest.mark.parametrize("name", CELLS)

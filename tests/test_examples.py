@@ -1,4 +1,4 @@
-"""examples/quickstart.ipynb and README's examples: real input, run as a person runs it, its numbers against plain PyTorch."""
+"""The quickstart and README's examples, run as a person runs them; their numbers against plain PyTorch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ WITH_OUTPUT = [cell.id for cell in read_notebook().cells if cell.cell_type == "c
 
 
 class Executed:
-    """The notebook after a run from top to bottom: its cells by id, and each traced cell's report as a dict."""
+    """The notebook after a run from top to bottom: cells by id, and the traced ones' reports as dicts."""
 
     def __init__(self, notebook: Any, reports: dict[str, Any]) -> None:
         self.cells = {cell.id: cell for cell in notebook.cells}
@@ -65,7 +65,7 @@ class Executed:
 
 @pytest.fixture(scope="module")
 def executed() -> Executed:
-    """Runs the notebook as it is, only that each report is kept under a name, and read out in a cell below."""
+    """Runs the notebook as it is, but each report is kept under a name, and read out in a cell below."""
     notebook = read_notebook()
     names = {cell.id: f"report_{index}" for index, cell in enumerate(notebook.cells) if is_traced(cell)}
     for cell in notebook.cells:
@@ -83,7 +83,7 @@ def executed() -> Executed:
 
 
 class PlainNotebook:
-    """The notebook's code without gradmagic, each statement followed by hooks on the tensors that are new to a name."""
+    """The notebook's code without gradmagic; each statement is followed by hooks on newly bound tensors."""
 
     def __init__(self) -> None:
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -148,7 +148,7 @@ def plain() -> PlainNotebook:
 
 @pytest.mark.parametrize("cell", TRACED)
 def test_every_named_gradient_is_that_of_plain_pytorch(executed: Executed, plain: PlainNotebook, cell: str) -> None:
-    """Norm, extremes and values of each tensor and parameter that a name leads to; none is missing, none is made up."""
+    """Norm, extremes and values of each named tensor and parameter; none is missing, none is made up."""
     rows = executed.rows(cell)
     assert plain.gradients[cell]
     for name, gradient in plain.gradients[cell].items():
@@ -209,9 +209,12 @@ def test_the_input_that_asks_for_a_gradient_gets_it(executed: Executed, plain: P
 
 
 def test_the_gan_step_shows_both_passes_and_the_cut(executed: Executed) -> None:
-    """Two passes by the cell; `fake.detach()` is a row and says so; G learns in the second pass alone, D gets both."""
+    """Two passes; `fake.detach()` is a row and says so; G learns in the second pass alone, D gets both."""
     report = executed.reports["gan-step"]
-    assert [(done["root"], done["run_by"]) for done in report["passes"]] == [("D_loss", "cell"), ("G_loss", "cell")]
+    assert [(done["root"], done["run_by"]) for done in report["passes"]] == [
+        ("D_loss", "cell"),
+        ("G_loss", "cell"),
+    ]
     cut = next(row for row in report["rows"] if row["expression"] == "fake.detach()")
     assert (cut["reason"], cut["location"]["line"]) == ("detached", 9)
     rows = executed.rows("gan-step")
@@ -270,7 +273,7 @@ def test_the_notebook_is_saved_as_a_fresh_run_from_top_to_bottom() -> None:
 
 
 def words_of(data: Any) -> list[list[str]]:
-    """What an output says, a list of words for each line or table row, without times and without rows of rounding noise."""
+    """The words of each line or table row, without times and without rows of rounding noise."""
     lines = text_rows(data["text/html"]) if "text/html" in data else data["text/plain"].splitlines()
     lines = [re.sub(r"[\d.]+ (µs|ms|s)\b", "", line).replace("\N{MINUS SIGN}", "-") for line in lines]
     words = [line.split() for line in lines]
@@ -320,10 +323,20 @@ def test_the_quickstart_runs_in_the_ipython_shell(tmp_path: Path) -> None:
 
 def test_an_error_in_a_notebook_ends_the_shell_with_an_error(tmp_path: Path) -> None:
     """Else README's first command could fail unseen."""
-    cells = ["%load_ext gradmagic\nimport torch", "%%gradtrace\nw = torch.ones(2)\nw @ torch.ones(3)", "print('went on')"]
+    cells = [
+        "%load_ext gradmagic\nimport torch",
+        "%%gradtrace\nw = torch.ones(2)\nw @ torch.ones(3)",
+        "print('went on')",
+    ]
     document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(document, tmp_path / "broken.ipynb")
-    command = [sys.executable, "-m", "IPython", "--HistoryManager.enabled=False", str(tmp_path / "broken.ipynb")]
+    command = [
+        sys.executable,
+        "-m",
+        "IPython",
+        "--HistoryManager.enabled=False",
+        str(tmp_path / "broken.ipynb"),
+    ]
     variables = {**os.environ, "IPYTHONDIR": str(tmp_path)}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode != 0

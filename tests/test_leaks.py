@@ -195,7 +195,9 @@ def test_a_recording_fault_of_ours_is_disclosed_and_the_cell_runs_on() -> None:
         def requires_grad(self) -> bool:  # type: ignore[override]
             raise RuntimeError("do not ask")
 
-    report, namespace = run_traced("y = s * 2\nw = torch.ones(1, requires_grad=True)\nloss = w.sum()\n", s=Stubborn([1.0]))
+    report, namespace = run_traced(
+        "y = s * 2\nw = torch.ones(1, requires_grad=True)\nloss = w.sum()\n", s=Stubborn([1.0])
+    )
     assert namespace["y"].tolist() == [2.0]
     assert report["w"].grad is not None
     assert [found.kind for found in report.findings] == ["not_traced"]

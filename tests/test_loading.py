@@ -42,9 +42,7 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     """Not even IPython."""
-    assert imported(IMPORT).isdisjoint(
-        {"torch", "numpy", "rich", "jinja2", "matplotlib", "pandas", "IPython"}
-    )
+    assert imported(IMPORT).isdisjoint({"torch", "numpy", "rich", "jinja2", "matplotlib", "pandas", "IPython"})
 
 
 def test_public_names_are_there() -> None:

@@ -63,9 +63,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "named"), REFUSED.items(), ids=REFUSED.keys())
-def test_options_that_cannot_be_are_refused_by_name_and_nothing_runs(
-    shell: Session, options: str, named: str
-) -> None:
+def test_options_that_cannot_be_are_refused_by_name_and_nothing_runs(shell: Session, options: str, named: str) -> None:
     """A UsageError names the option; the cell is not run."""
     ran = shell.run(f"%%gradtrace {options}\nmade = 1")
     assert ran.error.startswith("UsageError")
@@ -170,9 +168,7 @@ def test_the_report_stands_before_the_value(shell: Session) -> None:
     assert ran.stdout.index("gradtrace") < ran.stdout.index("Out[2]: 7")
 
 
-@pytest.mark.parametrize(
-    "body", ["1 / 0", "raise KeyboardInterrupt", "raise ExceptionGroup('many', [ValueError()])"]
-)
+@pytest.mark.parametrize("body", ["1 / 0", "raise KeyboardInterrupt", "raise ExceptionGroup('many', [ValueError()])"])
 def test_the_report_stands_before_the_error(shell: Session, body: str) -> None:
     """What was traced so far is shown first, then the error, once."""
     ran = shell.run(f"%%gradtrace\ny = x * w\n{body}")
@@ -307,9 +303,7 @@ def test_a_terminal_gets_a_coloured_table_of_its_width(
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_colour_can_be_refused(
-    shell: Session, environment: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
+def test_colour_can_be_refused(shell: Session, environment: pytest.MonkeyPatch, variable: str, value: str) -> None:
     """NO_COLOR and a dumb terminal get the same table without escape sequences."""
     environment.setenv(variable, value)
     text = on_terminal(shell, environment)

@@ -124,6 +124,11 @@ def test_the_first_cut_on_the_way_is_blamed_without_any_torch() -> None:
         fact("loss", (2,), has_gradient=True),
     )
     verdicts = explain(RunFacts(rows, roots=(3,), passes=1, failed=None))
-    assert [verdict.reason for verdict in verdicts] == ["cut_upstream", "not_differentiable", "not_differentiable", None]
+    assert [verdict.reason for verdict in verdicts] == [
+        "cut_upstream",
+        "not_differentiable",
+        "not_differentiable",
+        None,
+    ]
     assert verdicts[0].culprit == 1
     assert verdicts[2].culprit == 1

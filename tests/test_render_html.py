@@ -168,9 +168,7 @@ def test_the_table_names_its_columns() -> None:
     assert {h.get("scope") for h in headers} == {"col"}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SAMPLES if name not in ("empty", "nothing_differentiable")]
-)
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("empty", "nothing_differentiable")])
 def test_every_line_has_as_many_columns_as_the_header(name: str) -> None:
     """Values that span columns counted as many."""
     table = parsed(render_html(SAMPLES[name]())).find(".//table")
@@ -194,8 +192,7 @@ def test_small_gradients_show_their_values() -> None:
 def test_the_longest_bar_is_the_largest_norm() -> None:
     """On a log scale; no bar for zero, None, NaN and inf."""
     rows = [
-        row(n, i + 2, grad=stats(n_))
-        for i, (n, n_) in enumerate([("a", 1.0), ("b", 1e-3), ("c", 1e-6), ("d", 0.0)])
+        row(n, i + 2, grad=stats(n_)) for i, (n, n_) in enumerate([("a", 1.0), ("b", 1e-3), ("c", 1e-6), ("d", 0.0)])
     ]
     rows += [row("e", 9, reason="unused"), row("f", 10, grad=stats(float("nan")))]
     bars = re.findall(r"width: (\d+)px; height", render_html(Report(rows=rows)))
@@ -232,9 +229,7 @@ def test_pytorchs_own_words_fold_below_the_finding() -> None:
 def test_severity_is_told_without_colour() -> None:
     """By a sign with a title."""
     findings = [Finding(kind="k", severity=s, message="m") for s in ("error", "warning", "info")]  # type: ignore[arg-type]
-    signs = [
-        (words(e), e.get("title")) for e in elements(render_html(Report(findings=findings))) if e.get("title")
-    ]
+    signs = [(words(e), e.get("title")) for e in elements(render_html(Report(findings=findings))) if e.get("title")]
     assert signs == [("✖", "error"), ("▲", "warning"), ("●", "note")]
 
 
@@ -300,9 +295,7 @@ def test_text_and_marks_have_contrast_on_light_and_dark(ink: str, paper: str) ->
     for text, background in set(re.findall(r"color: (#\w{6}); background: (#\w{6})", html)):
         assert _contrast(text, background) >= 4.5
     marks = set(
-        re.findall(
-            r"(?:[^-]color|border-left: 4px solid|height: 8px; margin-top: 5px; background):? (#\w{6})", html
-        )
+        re.findall(r"(?:[^-]color|border-left: 4px solid|height: 8px; margin-top: 5px; background):? (#\w{6})", html)
     )
     for mark in marks - {"#ffffff"}:
         assert _contrast(mark, paper) >= 3

@@ -123,13 +123,9 @@ def test_the_header_names_every_pass() -> None:
 def test_passes_of_a_loop_are_counted() -> None:
     """A training loop does not fill the screen."""
     runs = [
-        BackwardPass(root=name, value=1.0, location=at(line))
-        for _ in range(50)
-        for name, line in (("d", 3), ("g", 5))
+        BackwardPass(root=name, value=1.0, location=at(line)) for _ in range(50) for name, line in (("d", 3), ("g", 5))
     ]
-    assert "100 backward passes: d (line 3) ×50, g (line 5) ×50" in render_text(
-        Report(passes=runs), width=200
-    )
+    assert "100 backward passes: d (line 3) ×50, g (line 5) ×50" in render_text(Report(passes=runs), width=200)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +171,7 @@ def test_a_cell_without_gradients_gets_its_finding_instead_of_a_table() -> None:
 def test_small_gradients_show_their_values() -> None:
     """And their sign, which the norm does not tell."""
     text = render_text(
-        Report(
-            rows=[row("a", 2, shape=(2,), grad=small(-0.25, 16.0)), row("b", 3, shape=(), grad=small(-2.0))]
-        )
+        Report(rows=[row("a", 2, shape=(2,), grad=small(-0.25, 16.0)), row("b", 3, shape=(), grad=small(-2.0))])
     )
     assert "[-0.25, 16.0]" in text
     assert "-2.0" in text
@@ -250,9 +244,7 @@ def test_devices_are_shown_where_there_are_several() -> None:
 
 def test_unnamed_constants_fold_into_one_line() -> None:
     """--all unfolds them."""
-    report = Report(
-        rows=[row("y", 2, grad=stats(1.0)), constant(None, 3), constant(None, 4), constant("c", 5)]
-    )
+    report = Report(rows=[row("y", 2, grad=stats(1.0)), constant(None, 3), constant(None, 4), constant("c", 5)])
     assert "and 2 constants without a name (`--all` shows them)" in render_text(report)
     assert len(select(report.with_options(ReportOptions(all=True))).rows) == 4
 
@@ -361,9 +353,7 @@ def test_every_reason_has_a_phrase() -> None:
         ({"note": "", "reason": None}, ""),
     ],
 )
-def test_a_remark_names_the_culprit_once_and_only_on_another_line(
-    more: dict[str, object], words: str
-) -> None:
+def test_a_remark_names_the_culprit_once_and_only_on_another_line(more: dict[str, object], words: str) -> None:
     """The row stands on line 3."""
     assert remark(row("y", 3, **more)) == words
 

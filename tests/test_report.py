@@ -44,10 +44,7 @@ def test_a_mistyped_name_is_told_its_near_misses() -> None:
     with pytest.raises(KeyError) as caught:
         rnn()["encoder.wieght"]
     assert isinstance(caught.value, TensorNotFoundError)
-    assert (
-        str(caught.value)
-        == "no tensor named 'encoder.wieght'; did you mean 'encoder.weight' or 'encoder.bias'?"
-    )
+    assert str(caught.value) == "no tensor named 'encoder.wieght'; did you mean 'encoder.weight' or 'encoder.bias'?"
 
 
 def test_a_name_like_no_other_is_told_the_names_there_are() -> None:
@@ -88,9 +85,7 @@ def test_other_options_show_the_same_data() -> None:
     assert report.options == ReportOptions()
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"), [({"rows": 0}, "rows must be"), ({"sort": "size"}, "sort must be")]
-)
+@pytest.mark.parametrize(("bad", "message"), [({"rows": 0}, "rows must be"), ({"sort": "size"}, "sort must be")])
 def test_options_that_make_no_sense_are_refused(bad: dict[str, Any], message: str) -> None:
     """The message names the option."""
     with pytest.raises(ValueError, match=message):

@@ -90,9 +90,7 @@ def test_a_cell_shows_what_it_shows_without_the_magic(terminal: Terminal, body: 
     """Typed at the prompt, once below a comment line and once below the magic."""
     traced = terminal.run(f"%%gradtrace -q\n{body}")
     source = f"# %%gradtrace -q\n{body}\n"
-    plain = terminal.run(
-        f"ran = get_ipython().run_cell({source!r})"
-    )  # a comment alone is a cell at this prompt
+    plain = terminal.run(f"ran = get_ipython().run_cell({source!r})")  # a comment alone is a cell at this prompt
     assert without_numbers(traced).strip() == without_numbers(plain).strip()
 
 
@@ -149,9 +147,7 @@ def piped(folder: Path, script: str, **variables: str) -> subprocess.CompletedPr
     file = folder / "script.ipy"
     file.write_text(script, encoding="utf-8")
     command = [sys.executable, "-m", "IPython", "--no-banner", "--HistoryManager.enabled=False", str(file)]
-    return subprocess.run(
-        command, env=environment(folder) | variables, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env=environment(folder) | variables, capture_output=True, text=True, check=False)
 
 
 def test_a_script_in_a_pipe_gets_plain_ascii_and_fails_on_an_error(tmp_path: Path) -> None:

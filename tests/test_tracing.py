@@ -1,4 +1,4 @@
-"""Section by section what a trace finds: every tensor, what it is called, where it was made, and from where backward ran."""
+"""What a trace finds: every tensor, what it is called, where it was made, and from where backward ran."""
 
 from __future__ import annotations
 
@@ -218,7 +218,8 @@ def test_iterating_over_a_tensor_folds_into_one_row_with_the_loop_variable() -> 
 def test_tuple_outputs_are_rows_of_their_own() -> None:
     """lstm, svd and max give several tensors; each that Python got has its row and gradient."""
     report, _ = run_traced(
-        "rnn = torch.nn.LSTM(2, 3)\nout, (h, c) = rnn(torch.ones(4, 1, 2))\nu, s, v = torch.linalg.svd(out[0] + h[0].T @ c[0])\n"
+        "rnn = torch.nn.LSTM(2, 3)\nout, (h, c) = rnn(torch.ones(4, 1, 2))\n"
+        "u, s, v = torch.linalg.svd(out[0] + h[0].T @ c[0])\n"
         "loss = s.sum() + out.sum()\n"
     )
     for name in ("out", "h", "c", "s"):
@@ -257,7 +258,8 @@ def test_outputs_of_custom_functions_are_rows_where_they_are_applied() -> None:
 def test_every_version_of_a_tensor_changed_in_place_is_a_row() -> None:
     """`y`, then `y += 1`, then `y[0] = ...`: three rows called y, each with the gradient of that version."""
     report, _ = run_traced(
-        "w = torch.ones(3, requires_grad=True)\ny = w * 2\ny += 1\ny[0] = w[1] * 5\nloss = (y * torch.arange(3.)).sum()\n"
+        "w = torch.ones(3, requires_grad=True)\ny = w * 2\ny += 1\n"
+        "y[0] = w[1] * 5\nloss = (y * torch.arange(3.)).sum()\n"
     )
     versions = [found for found in report.rows if found.name == "y"]
     assert [found.expression for found in versions] == ["w * 2", "y += 1", "y[0] = w[1] * 5"]
@@ -268,7 +270,8 @@ def test_every_version_of_a_tensor_changed_in_place_is_a_row() -> None:
 def test_inner_steps_of_composite_operations_belong_to_their_row() -> None:
     """cross_entropy is one call for Python and two nodes for autograd."""
     found = row(
-        "x = torch.randn(4, 3, requires_grad=True)\nloss = torch.nn.functional.cross_entropy(x, torch.tensor([0, 1, 2, 0]))\n",
+        "x = torch.randn(4, 3, requires_grad=True)\n"
+        "loss = torch.nn.functional.cross_entropy(x, torch.tensor([0, 1, 2, 0]))\n",
         "loss",
     )
     assert [step.grad_fn for step in found.inner] == ["LogSoftmaxBackward0"]
@@ -287,7 +290,8 @@ def test_a_row_knows_dtype_device_shape_and_op() -> None:
 def test_gradients_of_tensors_that_are_long_dead_are_captured() -> None:
     """Nothing keeps the intermediate alive, and its gradient is in the table."""
     report, namespace = run_traced(
-        "def f(w):\n    inner = w * 3\n    return (inner * inner).sum()\nw = torch.ones(2, requires_grad=True)\nloss = f(w)\n"
+        "def f(w):\n    inner = w * 3\n    return (inner * inner).sum()\n"
+        "w = torch.ones(2, requires_grad=True)\nloss = f(w)\n"
     )
     assert report["inner"].grad.values == (6.0, 6.0)
     assert namespace["w"].grad.tolist() == [18.0, 18.0]

@@ -62,7 +62,8 @@ def _retell(done: BackwardPass, before: list[BackwardPass]) -> Finding:
 
 _SENTENCES = {
     "second_backward": (
-        "Backward from `{root}` ({where}) came to a part of the graph that an earlier backward had already used up and freed.",
+        "Backward from `{root}` ({where}) came to a part of the graph that an earlier backward had already used up "
+        "and freed.",
         "Compute `{root}` anew before this backward, call the earlier one with `retain_graph=True`, "
         "or `.detach()` what comes from an earlier step.",
     ),
@@ -79,7 +80,8 @@ _SENTENCES = {
         "{root}.abs().backward()",
     ),
     "root_without_graph": (
-        "Backward cannot start from `{root}` ({where}): it does not require grad, and nothing it was computed from does.",
+        "Backward cannot start from `{root}` ({where}): it does not require grad, and nothing it was computed "
+        "from does.",
         "Give one of its inputs `requires_grad=True`, and see the table for the line that cut the graph.",
     ),
     "backward_failed": ("Backward from `{root}` ({where}) failed.", ""),
@@ -131,7 +133,11 @@ _NO_ROOT = {
         "error",
     ),
     "not_found": ("`--backward {subject}` could not be evaluated after the cell.", "", "error"),
-    "cell_failed": ("The cell stopped with an error before backward could run; this is what it had made so far.", "", "info"),
+    "cell_failed": (
+        "The cell stopped with an error before backward could run; this is what it had made so far.",
+        "",
+        "info",
+    ),
     "used_by_grad": (
         "No backward ran: `torch.autograd.grad` ({where}) had already used up the graph of `{subject}`. "
         "The gradients it returned are in the table.",

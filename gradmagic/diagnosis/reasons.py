@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..records import Location, Reason
 from .facts import RowFacts, RunFacts
 
-DETACHING = frozenset({"detach", "detach_", "data", "tensor", "as_tensor", "asarray", "from_numpy", "Parameter", "grad"})
+DETACHING = frozenset({"detach", "detach_", "data", "tensor", "as_tensor", "asarray", "from_numpy", "grad"})
 """Operations that hand on values without their history (``grad`` is ``torch.autograd.grad`` without create_graph)."""
 
 _CUTS = frozenset({"detached", "not_differentiable", "no_grad", "inference_mode"})
@@ -153,7 +153,8 @@ def _unreached(
         note = f"used before it required grad ({row.constant_use}); switch requires_grad on first"
         return Verdict("requires_grad_too_late", place=row.constant_use, note=note)
     if row.successor is not None and run.rows[row.successor].has_gradient:
-        return Verdict("replaced_in_place", place=row.changed, note=f"a later change in place took its history over ({row.changed})")
+        note = f"a later change in place took its history over ({row.changed})"
+        return Verdict("replaced_in_place", place=row.changed, note=note)
     root = run.rows[run.roots[-1]].label if run.roots else "the root"
     cut = _first_cut(index, run, verdicts, consumers)
     if cut is None:
@@ -163,9 +164,7 @@ def _unreached(
     return Verdict("cut_upstream", cut, note=note)
 
 
-def _first_cut(
-    index: int, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
-) -> int | None:
+def _first_cut(index: int, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]) -> int | None:
     """The first row that cut the data's way from here to a root, or None when no data went there."""
     upstream = _upstream_of(run)
     seen = {index}

@@ -26,9 +26,7 @@ def build_view(report: Report) -> ReportView:
         header=header(report),
         aside=aside(report),
         findings=tuple(map(_finding, report.findings)),
-        rows=tuple(
-            row_view(row, scale, several_devices, sources[_source(row)] > 1) for row in selection.rows
-        ),
+        rows=tuple(row_view(row, scale, several_devices, sources[_source(row)] > 1) for row in selection.rows),
         closing=_nothing_closing(report) if hidden else _closing(report, selection),
         inner_steps=report.options.all,
     )
@@ -60,11 +58,7 @@ def _finding(finding: Finding) -> FindingView:
 def _nothing_closing(report: Report) -> tuple[Line, ...]:
     if not report.rows:
         return () if report.findings else (marked_up("no tensor was made or used here", "dim"),)
-    made = (
-        "1 tensor was made or used"
-        if len(report.rows) == 1
-        else f"{len(report.rows)} tensors were made or used"
-    )
+    made = "1 tensor was made or used" if len(report.rows) == 1 else f"{len(report.rows)} tensors were made or used"
     return (marked_up(f"{made}, none of them requires grad (`--all` shows them)", "dim"),)
 
 

@@ -23,9 +23,7 @@ ASCII_SIGNS: dict[Severity, str] = {"error": "error:", "warning": "warning:", "i
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 ASCII_SPARKS = "_.:-=+*#"
-IN_ASCII = str.maketrans(
-    {"×": "x", "·": "-", "−": "-", "…": "~", "‖": "|", "µ": "u", "└": "`", "→": "->", "∂": "d"}
-)
+IN_ASCII = str.maketrans({"×": "x", "·": "-", "−": "-", "…": "~", "‖": "|", "µ": "u", "└": "`", "→": "->", "∂": "d"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,7 @@ def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
     steps = [step for row in rows for step in row.inner] if inner else []
     values = [cell_len(row.grad.values) for row in rows]
     labels = [_label(row) for row in rows]
-    has_range = any(
-        row.grad.low and not 0 < n <= VALUES_ONLY_MAX for n, row in zip(values, rows, strict=True)
-    )
+    has_range = any(row.grad.low and not 0 < n <= VALUES_ONLY_MAX for n, row in zip(values, rows, strict=True))
     return Natural(
         line=min(_widest("line", (row.line or row.place for row in rows)), LINE_MAX),
         place=max((cell_len(row.place) for row in rows if row.line), default=0),

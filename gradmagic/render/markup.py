@@ -35,9 +35,7 @@ def clean(text: str) -> str:
 def clean_block(text: str) -> str:
     """Like `clean`, and keeps the line breaks."""
     lines = text.expandtabs(4).replace("\r\n", "\n").split("\n")
-    return "\n".join(
-        _spelled_out(line.rstrip()) if _suspect(line) else line.rstrip() for line in lines
-    ).strip("\n")
+    return "\n".join(_spelled_out(line.rstrip()) if _suspect(line) else line.rstrip() for line in lines).strip("\n")
 
 
 def marked_up(text: str, style: Style = "plain") -> Line:

@@ -24,9 +24,7 @@ PHRASES: dict[Reason, str] = {
     "inside_transform": "made inside a torch.func transform",
 }
 
-AT = frozenset(
-    {"cut_upstream", "detached", "replaced_in_place", "backward_failed", "no_grad", "inference_mode"}
-)
+AT = frozenset({"cut_upstream", "detached", "replaced_in_place", "backward_failed", "no_grad", "inference_mode"})
 """Reasons whose phrase reads on with ``at line 7``; behind every other one the place stands in brackets."""
 
 

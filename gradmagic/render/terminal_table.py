@@ -42,9 +42,7 @@ def table(view: ReportView, width: int, ink: Ink) -> Table:
         body = _joined(columns, [_cell(name, row, widths, ink) for name in columns], widths)
         drawn.add_row(body, *([Padding(_note(row, ink), (0, 0, 0, GAP - 1))] if widths.note else []))
         for step in row.inner if view.inner_steps else ():
-            drawn.add_row(
-                _joined(columns, [_inner_cell(name, step, widths, ink) for name in columns], widths)
-            )
+            drawn.add_row(_joined(columns, [_inner_cell(name, step, widths, ink) for name in columns], widths))
     return drawn
 
 

@@ -20,9 +20,7 @@ from .view import FindingView, ReportView
 NARROWEST, WIDEST = 60, 200
 
 
-def render_text(
-    report: Report, width: int | None = None, color: bool = False, ascii_only: bool = False
-) -> str:
+def render_text(report: Report, width: int | None = None, color: bool = False, ascii_only: bool = False) -> str:
     """The report as text of at most `width` columns (60 to 200; None asks the terminal).
 
     `color` allows ANSI styles; `ascii_only` is for a terminal that cannot show Unicode.

@@ -1,0 +1,83 @@
+"""A gradient's numbers are those of the usual torch functions, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gradmagic.statistics import measure
+
+SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1000, 33)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_equal_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Norm, mean, extremes, zeros."""
+    gradient = torch.randn(shape, dtype=dtype).relu()
+    stats = measure(gradient).result()
+    assert stats.norm == gradient.norm().item()
+    assert stats.mean == gradient.mean().item()
+    assert (stats.min, stats.max) == (gradient.min().item(), gradient.max().item())
+    assert stats.zero_fraction == pytest.approx((gradient == 0).double().mean().item())
+    assert stats.rms == pytest.approx(gradient.double().pow(2).mean().sqrt().item())
+    assert (stats.numel, stats.nan_count, stats.inf_count) == (gradient.numel(), 0, 0)
+
+
+def test_the_norm_is_that_of_the_stored_grad_also_for_an_expanded_or_transposed_gradient() -> None:
+    """`.grad` is stored densely, in the leaf's layout; a sum depends on its order."""
+    expanded = torch.rand(1, 257).expand(129, 257)
+    assert measure(expanded).result().norm == expanded.clone().norm().item()
+    transposed = torch.rand(257, 129).t()
+    stored = torch.empty(129, 257).copy_(transposed)
+    assert measure(transposed, (257, 1)).result().norm == stored.norm().item()
+
+
+def test_up_to_six_elements_show_their_values() -> None:
+    """In row-major order."""
+    assert measure(torch.arange(6.0).view(3, 2).t()).result().values == (0.0, 2.0, 4.0, 1.0, 3.0, 5.0)
+    assert measure(torch.zeros(7)).result().values is None
+    assert measure(torch.tensor(2.5)).result().values == (2.5,)
+
+
+def test_nan_and_infinity_are_counted() -> None:
+    """Also when the norm alone would not tell which."""
+    stats = measure(torch.tensor([math.nan, math.inf, -math.inf, 1.0])).result()
+    assert (stats.nan_count, stats.inf_count) == (1, 2)
+
+
+def test_a_norm_that_overflows_is_no_infinite_element() -> None:
+    """Finite elements stay finite in the count."""
+    stats = measure(torch.full((4,), 3e38)).result()
+    assert math.isinf(stats.norm)
+    assert (stats.nan_count, stats.inf_count) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_reduced_in_float32(dtype: torch.dtype) -> None:
+    """65,504 is float16's largest number; the norm of many ones is beyond it."""
+    gradient = torch.full((70_000,), 300.0, dtype=dtype)
+    assert measure(gradient).result().norm == gradient.float().norm().item()
+
+
+def test_complex_gradients_are_described_by_their_magnitudes() -> None:
+    """There is no smallest complex number."""
+    stats = measure(torch.tensor([3 + 4j, 0j])).result()
+    assert (stats.norm, stats.min, stats.max, stats.mean) == (5.0, 0.0, 5.0, 2.5)
+    assert stats.values == (3 + 4j, 0j)
+
+
+def test_sparse_gradients_are_described_by_their_stored_values() -> None:
+    """Coalesced: a row that was looked up twice counts once."""
+    gradient = torch.sparse_coo_tensor([[1, 1]], torch.tensor([2.0, 3.0]), (10,), check_invariants=True)
+    stats = measure(gradient).result()
+    assert (stats.norm, stats.numel, stats.values) == (5.0, 1, (5.0,))
+
+
+def test_meta_tensors_have_no_numbers() -> None:
+    """Nothing is there to be read."""
+    stats = measure(torch.ones(3, 3, device="meta")).result()
+    assert math.isnan(stats.norm)
+    assert (stats.numel, stats.values) == (9, None)
