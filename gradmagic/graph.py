@@ -8,6 +8,7 @@ tensor hook of the person's, so a gradient that such a hook changed is seen as c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,12 +61,36 @@ class _InnerHook:
                 self.listener.received_inside(self.inner, output, gradient)
 
 
+@dataclass(slots=True)
+class _Step:
+    """A node on the way: what it was first reached from, and which of its outputs are used."""
+
+    node: Any
+    consumer: int | None
+    outputs: set[int]
+
+
+def _collect(roots: Sequence[Tensor]) -> dict[int, _Step]:
+    """Every node below the roots by its ``id``, each after a node that consumes it. Not recursive: graphs are deep."""
+    steps: dict[int, _Step] = {}
+    pending: list[tuple[Any, int, int | None]] = [(_node_of(root), root.output_nr, None) for root in roots]
+    while pending:
+        node, output, consumer = pending.pop()
+        if node is None:
+            continue
+        if id(node) in steps:
+            steps[id(node)].outputs.add(output)
+            continue
+        steps[id(node)] = _Step(node, consumer, {output})
+        pending.extend((parent, number, id(node)) for parent, number in reversed(node.next_functions))
+    return steps
+
+
 class Listener:
     """Walks the graph of one pass, hooks its nodes, and takes the hooks off again.
 
     Attributes:
         reached: indices of the places on the way from the roots to the leaves.
-        leaves: the leaves the pass can reach, while it is set up.
         received_by: indices of the places a gradient arrived at.
     """
 
@@ -81,31 +106,28 @@ class Listener:
 
     def attach(self, roots: Sequence[Tensor]) -> list[Tensor]:
         """Hook every node below the roots; returns the leaves found."""
-        leaves: list[Tensor] = []
-        seen: dict[int, Any] = {}
-        used: dict[int, set[int]] = {}
-        pending: list[tuple[Any, int, _Owner | None]] = []
         for root in roots:
             self._recorder.used(root, self._path)
-            pending.append((_node_of(root), root.output_nr, None))
-        while pending:
-            node, output, consumer = pending.pop()
-            if node is None:
-                continue
-            used.setdefault(id(node), set()).add(output)
-            if id(node) in seen:
-                continue
-            seen[id(node)] = node
-            owner = self._listen(node, consumer, leaves)
-            pending.extend((parent, number, owner) for parent, number in reversed(node.next_functions))
-        self._note_reached(seen, used)
+        steps = _collect(roots)
+        self._take_in_persons(steps)
+        leaves: list[Tensor] = []
+        owners: dict[int | None, _Owner | None] = {None: None}
+        for key, step in steps.items():
+            owners[key] = self._listen(step.node, owners[step.consumer], leaves)
+        self._note_reached(steps)
         return leaves
 
-    def _note_reached(self, nodes: dict[int, Any], used: dict[int, set[int]]) -> None:
+    def _take_in_persons(self, steps: dict[int, _Step]) -> None:
+        """Tensors of an earlier cell that the person's variables hold are rows, when the pass goes through them."""
+        recorder = self._recorder
+        for tensor in recorder.persons_tensors():
+            recorder.take_in(tensor, self._path, lambda found: id(found.grad_fn) in steps)
+
+    def _note_reached(self, steps: dict[int, _Step]) -> None:
         """Of a node with several outputs, only those that somebody used lie on the way."""
-        for key in nodes:
+        for key, step in steps.items():
             marks = self._marks.get(key) or {}
-            self.reached.update(place for output, (place, _) in marks.items() if output in used[key])
+            self.reached.update(place for output, (place, _) in marks.items() if output in step.outputs)
         self._marks.clear()
 
     def detach(self) -> None:

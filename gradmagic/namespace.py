@@ -9,6 +9,8 @@ from typing import Any
 _DEPTH = 3
 _ITEMS = 2_000
 """Containers are looked into this far; a list of a million numbers is not worth a wait."""
+_BUDGET = 50_000
+"""So many values are looked at in all."""
 
 _SHELL_NAMES = frozenset({"In", "Out", "exit", "quit", "get_ipython", "open"})
 
@@ -48,7 +50,7 @@ def look_through(variables: Mapping[str, Any], is_tensor: _Test, is_module: _Tes
             if depth < _DEPTH and not is_tensor(value) and id(value) not in visited:
                 visited.add(id(value))
                 below.extend(_inside(name, value, is_module(value)))
-        level = below
+        level = below[: max(0, _BUDGET - len(visited))]
     return namespace
 
 

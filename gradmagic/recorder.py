@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -32,6 +32,8 @@ _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
 _SWEEP_AT = 20_000
+_HELD = (-1, 0)
+"""In place of an argument: the tensor was found in a variable of the person, not in a call."""
 
 
 def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
@@ -72,12 +74,18 @@ class Recorder(TorchFunctionMode):
         failures: what could not be recorded, and why.
     """
 
-    def __init__(self, boundary: FrameType | None, interceptors: dict[Any, Interceptor]) -> None:
+    def __init__(
+        self,
+        boundary: FrameType | None,
+        interceptors: dict[Any, Interceptor],
+        variables: Callable[[], Mapping[str, Any]],
+    ) -> None:
         """Prepare a recorder.
 
         Args:
             boundary: frames from this one outwards are not the cell's.
             interceptors: torch functions that are run by somebody else (backward), by function.
+            variables: gives the person's variables.
         """
         super().__init__()
         self.places: list[Place] = []
@@ -88,6 +96,7 @@ class Recorder(TorchFunctionMode):
         """Key of this recorder's marks in ``node.metadata``."""
         self._boundary = boundary
         self._interceptors = interceptors
+        self._variables = variables
         self._paths: dict[tuple[int, ...], Path] = {}
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
@@ -120,6 +129,7 @@ class Recorder(TorchFunctionMode):
         """Let go of the boundary frame and everything that only mattered while the cell ran."""
         self._boundary = None
         self._interceptors = {}
+        self._variables = dict
         self._paths.clear()
         self._by_key.clear()
         self._applies.clear()
@@ -221,7 +231,7 @@ class Recorder(TorchFunctionMode):
             differentiable = differentiable or asks
         return parents, differentiable
 
-    def used(self, tensor: Tensor, path: Path, argument: tuple[int, int] = (-1, 0)) -> Place | None:
+    def used(self, tensor: Tensor, path: Path, argument: tuple[int, int] = _HELD) -> Place | None:
         """The place of a tensor that is used at `path`; one that was not seen before is taken in."""
         entry = self.entry(tensor)
         if entry is None:
@@ -252,11 +262,11 @@ class Recorder(TorchFunctionMode):
         entry = self._entries.get(id(tensor))
         return entry if entry is not None and entry.ref() is tensor else None
 
-    def take_in(self, tensor: Tensor, path: Path) -> None:
-        """Take in a non-leaf that unseen code made since recording began; others are left alone."""
+    def take_in(self, tensor: Tensor, path: Path, wanted: Callable[[Tensor], bool]) -> None:
+        """Take in a non-leaf that a variable of the person holds, when it is `wanted` and was not seen before."""
         try:
-            if self.entry(tensor) is None and tensor.requires_grad and self.made_here(tensor):
-                self.used(tensor, path)
+            if self.entry(tensor) is None and tensor.requires_grad and tensor.grad_fn is not None and wanted(tensor):
+                self._adopt(tensor, path, _HELD)
         except Exception as error:  # noqa: BLE001 - a tensor subclass of the person's may refuse what we ask
             self.failures.append(f"{type(tensor).__name__}: {type(error).__name__}: {error}")
 
@@ -268,13 +278,12 @@ class Recorder(TorchFunctionMode):
             index, occurrence = marks[tensor.output_nr]
             self._remember(tensor, self.places[index], occurrence)
             return self.places[index]
-        name = "" if node is None else getattr(getattr(node, "_forward_cls", None), "__name__", "")
+        name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
         applied = self._applies.pop(node._sequence_nr(), None) if node is not None and name else None
-        lasting = node is None and (tensor.requires_grad or isinstance(tensor, torch.nn.Parameter))
-        key = f"leaf {id(tensor)}" if lasting else f"adopted {argument[0]}"
-        position = (tensor.output_nr,) if applied is not None and tensor.output_nr else ()
-        place = self._place(applied or path, name or key, position)
-        if applied is None:
+        if applied is not None:
+            place = self._place(applied, name, (tensor.output_nr,) if tensor.output_nr else ())
+        else:
+            place = self._place(path, _adopted_key(tensor, argument), ())
             place.adopted = argument
         place.op = name
         self._occurrence(place, tensor)
@@ -284,9 +293,13 @@ class Recorder(TorchFunctionMode):
 
     def _stand_in_order(self, place: Place, node: Any) -> None:
         """A tensor that is only noticed at its use was made earlier: autograd numbers its nodes as they are made."""
-        later = bisect.bisect_right(self._sequence, (node._sequence_nr(), len(self.places)))
+        mark = (node._sequence_nr(), place.index)
+        later = bisect.bisect_right(self._sequence, mark)
         if later < len(self._sequence):
-            place.order = self.places[self._sequence[later][1]].order - 0.5
+            after = self.places[self._sequence[later][1]].order
+            before = self.places[self._sequence[later - 1][1]].order if later else after - 1
+            place.order = (before + after) / 2
+        self._sequence.insert(later, mark)
 
     # ---- outputs
 
@@ -463,6 +476,10 @@ class Recorder(TorchFunctionMode):
 
     # ---- what is alive
 
+    def persons_tensors(self) -> list[Tensor]:
+        """The tensors that plain variables of the person hold."""
+        return [value for value in list(self._variables().values()) if isinstance(value, Tensor)]
+
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""
         for entry in list(self._entries.values()):
@@ -503,6 +520,14 @@ def _changes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     by_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     return by_name or "out" in kwargs or bool(kwargs.get("inplace"))
+
+
+def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
+    """What tells adopted tensors at one path apart: themselves where they last, else which argument they are."""
+    lasting = tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
+    if argument is _HELD or (tensor.is_leaf and lasting):
+        return f"adopted {id(tensor)}"
+    return f"adopted as {argument[0]}"
 
 
 def _argument(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:

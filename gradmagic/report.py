@@ -99,6 +99,7 @@ class Report:
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
         guest: gradtrace ran backward itself; the person's next backward replaces the ``.grad`` it left.
+        default_dtype: the dtype that goes without saying.
         options: how the report is shown.
     """
 
@@ -110,6 +111,7 @@ class Report:
     candidates: tuple[str, ...] = ()
     seconds: float = 0.0
     guest: bool = False
+    default_dtype: str = "float32"
     options: ReportOptions = field(default_factory=ReportOptions)
 
     def __getitem__(self, name: str) -> TensorRow:
@@ -168,6 +170,7 @@ class Report:
             "candidates": list(self.candidates),
             "seconds": _plain(self.seconds),
             "guest": self.guest,
+            "default_dtype": self.default_dtype,
             "rows": _plain(self.rows),
         }
 

@@ -90,11 +90,12 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             raise RuntimeError("this trace is running already; make a new one for a nested block")
         frame = sys._getframe(1)
         ledger = Ledger(self._zero_grad)
-        recorder = Recorder(frame.f_back, ledger.interceptors())
+        variables = _Variables(self._namespace, frame)
+        recorder = Recorder(frame.f_back, ledger.interceptors(), variables.now)
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
-        self._state = _Running(recorder, ledger, sources, frame if self._namespace is None else None)
+        self._state = _Running(recorder, ledger, sources, variables)
         self._state.stance = _eager_stance()
         recorder.start()
         return self
@@ -108,7 +109,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             return
         seconds = time.perf_counter() - state.start
         state.leave()
-        variables = self._namespace if self._namespace is not None else state.variables()
+        variables = state.variables.now()
         offered, self._offered = self._offered, None
         finish = _Finish(state, self._backward, variables, offered, error)
         try:
@@ -125,19 +126,34 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             raise finish.interrupt
 
 
+class _Variables:
+    """The person's variables: a namespace, or those of the frame that entered the trace."""
+
+    def __init__(self, namespace: Mapping[str, Any] | None, frame: FrameType) -> None:
+        self._namespace = namespace
+        self._frame = frame if namespace is None else None
+
+    def now(self) -> Mapping[str, Any]:
+        """What they hold at this moment."""
+        if self._namespace is not None:
+            return self._namespace
+        return {**self._frame.f_globals, **self._frame.f_locals} if self._frame is not None else {}
+
+    def release(self) -> None:
+        """Let go of them."""
+        self._namespace = self._frame = None
+
+
 class _Running:
     """What lives while the block runs."""
 
-    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, frame: FrameType | None) -> None:
+    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, variables: _Variables) -> None:
         self.recorder = recorder
         self.ledger = ledger
         self.sources = sources
         self.start = time.perf_counter()
         self.stance: Any = None
-        self._frame = frame
-
-    def variables(self) -> dict[str, Any]:
-        return {**self._frame.f_globals, **self._frame.f_locals} if self._frame is not None else {}
+        self.variables = variables
 
     def leave(self) -> None:
         """Stop recording."""
@@ -148,7 +164,7 @@ class _Running:
     def release(self) -> None:
         self.ledger.release()
         self.recorder.release()
-        self._frame = None
+        self.variables.release()
 
 
 def _eager_stance() -> Any:
@@ -199,22 +215,21 @@ class _Finish:
         namespace = look_through(self._variables, _is_tensor, _is_module)
         nowhere = Path((), None, None)
         for tensor in namespace.found:
-            recorder.take_in(tensor, nowhere)
+            recorder.take_in(tensor, nowhere, recorder.made_here)
         return namespace
 
     # ---- backward
 
     def _run_backward(self, namespace: Namespace) -> None:
         ledger = self._state.ledger
+        self._state.recorder.retain()
         if self._error is not None:
             self._why = None if ledger.passes else NoRoot("cell_failed")
             return
         if self._backward == "none" or (self._backward == "auto" and ledger.ran_by_cell):
-            self._state.recorder.retain()
             return
         choice = self._choose(namespace)
         if choice.root is None:
-            self._state.recorder.retain()
             return
         self._candidates = choice.candidates
         used = self._used_by_grad(choice.root, namespace)
@@ -309,6 +324,7 @@ class _Finish:
             candidates=self._candidate_names(namespace),
             seconds=seconds,
             guest=self._guest,
+            default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
         )
 
     def _candidate_names(self, namespace: Namespace) -> tuple[str, ...]:

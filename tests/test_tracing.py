@@ -498,3 +498,30 @@ def test_nested_traces_have_their_own_reports() -> None:
     assert outer.report["loss"].grad is not None
     assert outer.report["y"].grad.values == (1.0, 1.0)
     del loss
+
+
+def test_a_backward_through_the_graph_of_an_earlier_cell_names_that_cells_tensors() -> None:
+    """The traced cell only says `loss.backward()`; `h` and `logits` are rows, in the order they were made."""
+    namespace: dict[str, Any] = {"torch": torch}
+    exec(
+        "w = torch.ones(3, requires_grad=True)\nh = torch.tanh(w * 2)\nlogits = h * 3\nloss = logits.pow(2).sum()",
+        namespace,
+    )
+    run = trace(namespace=namespace)
+    with run:
+        namespace["loss"].backward()
+    assert run.report is not None
+    assert [found.label for found in run.report.rows] == ["w", "h", "logits", "loss"]
+    assert run.report["h"].grad.values == tuple((18 * namespace["h"]).tolist())
+    assert [step.grad_fn for step in run.report["h"].inner] == ["MulBackward0"]
+
+
+def test_a_tensor_of_another_default_dtype_goes_without_saying() -> None:
+    """float64 is no news where the person made it the default."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        report, _ = run_traced("w = torch.ones(3, requires_grad=True)\nloss = w.sum()\n")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert report.default_dtype == "float64"
+    assert "float64" not in str(report)

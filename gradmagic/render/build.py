@@ -9,7 +9,7 @@ from ..report import Report
 from .header import aside, header
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
-from .rows import row_view
+from .rows import Usual, row_view
 from .scale import log_scale
 from .selection import Selection, select
 from .view import FindingView, ReportView
@@ -21,12 +21,13 @@ def build_view(report: Report) -> ReportView:
     selection = Selection((), folded=len(report.rows)) if hidden else select(report)
     scale = log_scale(row.grad.norm for row in selection.rows if row.grad is not None)
     sources = Counter(map(_source, report.rows))
-    several_devices = len({row.device for row in selection.rows}) > 1
+    devices = {row.device for row in selection.rows}
+    usual = Usual(report.default_dtype, devices.pop() if len(devices) == 1 else None)
     return ReportView(
         header=header(report),
         aside=aside(report),
         findings=tuple(map(_finding, report.findings)),
-        rows=tuple(row_view(row, scale, several_devices, sources[_source(row)] > 1) for row in selection.rows),
+        rows=tuple(row_view(row, scale, usual, sources[_source(row)] > 1) for row in selection.rows),
         closing=_nothing_closing(report) if hidden else _closing(report, selection),
         inner_steps=report.options.all,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from ..records import GradStats, InnerStep, TensorRow
 from ..report import is_surprise
@@ -16,7 +17,15 @@ SPARK_WIDTH = 12
 SPARK_LEVELS = 8
 
 
-def row_view(row: TensorRow, scale: LogScale, several_devices: bool, shared: bool) -> RowView:
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What goes without saying: the default dtype, and the device when there is only one."""
+
+    dtype: str
+    device: str | None
+
+
+def row_view(row: TensorRow, scale: LogScale, usual: Usual, shared: bool) -> RowView:
     """One row; `scale` spans the norms of all rows shown, `shared` says that others have its source."""
     label, beside, path = _label(row, shared)
     line, place = _where(row)
@@ -30,7 +39,7 @@ def row_view(row: TensorRow, scale: LogScale, several_devices: bool, shared: boo
         title=_title(row),
         op=clean(row.op),
         shape=shape_text(row.shape),
-        extra=_extra(row, several_devices),
+        extra=_extra(row, usual),
         grad=_grad(row, scale),
         spark=_spark(row),
         note=_note(row),
@@ -60,10 +69,10 @@ def _title(row: TensorRow) -> str:
     return "  ".join(clean(part) for part in (source, row.grad_fn) if part)
 
 
-def _extra(row: TensorRow, several_devices: bool) -> str:
+def _extra(row: TensorRow, usual: Usual) -> str:
     dtype = row.dtype.removeprefix("torch.")
-    words = [dtype] if dtype != "float32" else []
-    if several_devices:
+    words = [dtype] if dtype != usual.dtype else []
+    if row.device != usual.device:
         words.append(row.device)
     return clean(" ".join(words))
 
