@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .graph import Listener
 from .guest import GuestParty, guest_of
+from .operations import tensors_in
 from .places import Gradient, Path, Place
-from .recorder import Interceptor, Recorder, tensors_in
+from .recorder import Interceptor, Recorder
 from .statistics import measure
 
 PassFunction = Literal["backward", "autograd.grad"]

@@ -10,6 +10,8 @@ Position = tuple[int | str, ...]
 """Where a tensor stands in what an operation returned: () for the whole, (1, 0) for ``result[1][0]``."""
 
 _SAME_ITEMS = frozenset({"iter", "list", "tuple"})
+_PARTS_OF_A_TENSOR = frozenset({"data", "grad"})
+"""``p.data -= lr * p.grad`` gives no name to anything."""
 
 
 class Binding:
@@ -93,6 +95,8 @@ class Binding:
                 element = _element(target.elts, position[0])
                 if element is not None:
                     self._bind(element, position[1:])
+            return
+        if isinstance(target, ast.Attribute) and target.attr in _PARTS_OF_A_TENSOR:
             return
         text = self._tree.text(target)
         self._names.append(text + "".join(f"[{step!r}]" for step in position))

@@ -23,8 +23,7 @@ from IPython.core.interactiveshell import InteractiveShell
 Mode = Literal["exec", "single", "eval"]
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_BETWEEN = frozenset({f"gradmagic.{name}" for name in ("cell", "magic", "tracing", "recorder", "backward", "graph")})
-"""Modules whose frames stand between shell and cell, or cell and PyTorch, while a cell is traced."""
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +246,7 @@ def _caller(shell: InteractiveShell) -> FrameType | None:
     """The frame that called the magic, by way of the shell; None when the magic was called directly."""
     ways_in = {shell.run_cell_magic.__func__.__code__, shell.run_line_magic.__func__.__code__}  # type: ignore[attr-defined]
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") in _BETWEEN:
+    while frame is not None and _is_ours(frame):
         frame = frame.f_back
     return frame.f_back if frame is not None and frame.f_code in ways_in else None
 
@@ -288,7 +287,7 @@ def _relink(error: BaseException) -> None:
 def _frames_of_the_user(tb: TracebackType | None) -> list[TracebackType]:
     kept: list[TracebackType] = []
     for link in _links(tb):
-        if _is_between(link):
+        if _is_ours(link.tb_frame):
             continue
         if len(kept) > 1 and _is_override(kept[-1]) and kept[-2].tb_frame.f_code is link.tb_frame.f_code:
             # A function of PyTorch's own Python starts a second time under a recorder; the first goes.
@@ -303,8 +302,9 @@ def _links(tb: TracebackType | None) -> Iterator[TracebackType]:
         tb = tb.tb_next
 
 
-def _is_between(link: TracebackType) -> bool:
-    return link.tb_frame.f_globals.get("__name__") in _BETWEEN
+def _is_ours(frame: FrameType) -> bool:
+    """Whether a frame of gradmagic stands between shell and cell, or between cell and PyTorch."""
+    return str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
 
 
 def _is_override(link: TracebackType) -> bool:

@@ -26,13 +26,12 @@ _Owner = tuple[int, int]
 class _KnownNode:
     """Prehook of a node whose outputs have places."""
 
-    __slots__ = ("grad_fn", "layout", "listener", "marks", "shapes")
+    __slots__ = ("grad_fn", "layout", "listener", "marks")
 
     def __init__(self, listener: Listener, node: Any, marks: dict[int, _Owner]) -> None:
         self.listener = listener
         self.marks = marks
         self.grad_fn = _name_of(node)
-        self.shapes = shapes_of(node)
         # AccumulateGrad stores the gradient in the leaf's own memory layout.
         self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
 
@@ -190,7 +189,8 @@ class Listener:
         """A gradient arrived at an output of a known node that Python never got."""
         place = self._recorder.places[next(iter(known.marks.values()))[0]]
         if place.unclaimed is None:
-            place.unclaimed = InnerNode(known.grad_fn, known.shapes)
+            place.unclaimed = InnerNode(known.grad_fn, {})
+        place.unclaimed.shapes[output] = tuple(gradient.shape)
         self.received_inside(place.unclaimed, output, gradient)
 
     def received_inside(self, inner: InnerNode, output: int, gradient: Tensor) -> None:
@@ -226,12 +226,12 @@ def _is_strided(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
-def shapes_of(node: Any) -> list[tuple[int, ...] | None]:
+def shapes_of(node: Any) -> dict[int, tuple[int, ...] | None]:
     """Shapes of the tensors a node made; None for one that PyTorch does not tell (nested tensors)."""
     try:
-        return [_shape(metadata) for metadata in node._input_metadata]
+        return {output: _shape(metadata) for output, metadata in enumerate(node._input_metadata)}
     except (RuntimeError, AttributeError):  # some fused nodes carry no metadata
-        return []
+        return {}
 
 
 def _shape(metadata: Any) -> tuple[int, ...] | None:

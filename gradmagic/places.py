@@ -5,8 +5,6 @@ Nothing here holds a tensor, a frame or a module, except weakly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
@@ -44,7 +42,7 @@ class InnerNode:
 
     __slots__ = ("grad_fn", "received", "shapes")
 
-    def __init__(self, grad_fn: str, shapes: Sequence[tuple[int, ...] | None]) -> None:
+    def __init__(self, grad_fn: str, shapes: dict[int, tuple[int, ...] | None]) -> None:
         self.grad_fn = grad_fn
         self.shapes = shapes
         self.received: dict[int, Pending] = {}

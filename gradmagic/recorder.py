@@ -21,6 +21,15 @@ from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
 from .modules import ModuleRegistry
+from .operations import (
+    argument_of,
+    changes_in_place,
+    inside_transform,
+    op_name,
+    shape_of,
+    takes_shape_only,
+    tensors_in,
+)
 from .places import Entry, Path, Place, version_of
 from .sources import Site
 
@@ -34,35 +43,6 @@ _FOLDED_OUTPUTS = 32
 _SWEEP_AT = 20_000
 _HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
-
-
-def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
-    """Every tensor in an operation's result or arguments, with its position."""
-    if isinstance(value, Tensor):
-        yield position, value
-    elif isinstance(value, (tuple, list)) and depth:
-        for index, item in enumerate(value):
-            yield from tensors_in(item, (*position, index), depth - 1)
-    elif isinstance(value, dict) and depth:
-        for key, item in value.items():
-            yield from tensors_in(item, (*position, key), depth - 1)
-
-
-def op_name(func: Callable[..., Any]) -> str:
-    """What people call an operation: ``matmul`` for ``Tensor.__matmul__``, ``T`` for the getter of ``Tensor.T``."""
-    name = getattr(func, "__name__", type(func).__name__)
-    if name == "__get__":
-        return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    return str(name).partition(".")[0] if name.startswith("_foreach") else _plain_name(str(name))
-
-
-def _plain_name(name: str) -> str:
-    if not (name.startswith("__") and name.endswith("__")):
-        return name
-    bare = name[2:-2]
-    operators = {"truediv": "div", "rtruediv": "div", "rdiv": "div", "lshift": "lshift", "invert": "bitwise_not"}
-    reflected = ("radd", "rsub", "rmul", "rpow", "rmatmul", "rfloordiv", "rmod")
-    return operators.get(bare) or (bare[1:] if bare in reflected else bare)
 
 
 class Recorder(TorchFunctionMode):
@@ -147,7 +127,7 @@ class Recorder(TorchFunctionMode):
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
         kwargs = kwargs or {}
-        interceptor = None if _inside_transform() else self._interceptors.get(func)
+        interceptor = None if inside_transform() else self._interceptors.get(func)
         try:
             result = interceptor(func, args, kwargs) if interceptor is not None else func(*args, **kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
@@ -170,9 +150,9 @@ class Recorder(TorchFunctionMode):
         if path.function_apply is not None:
             self._inside_function(path)
             return
-        in_place = {id(tensor) for _, tensor in outputs} if _changes_in_place(func, kwargs) else frozenset()
+        in_place = {id(tensor) for _, tensor in outputs} if changes_in_place(func, kwargs) else frozenset()
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
-        if _takes_shape_only(name):
+        if takes_shape_only(name):
             parents, differentiable = [], False
         fold = len(outputs) > _FOLDED_OUTPUTS
         for position, tensor in outputs:
@@ -184,7 +164,7 @@ class Recorder(TorchFunctionMode):
             if method == "__set__":
                 self._property_set(func, args)
                 return []
-            return list(tensors_in(args[0])) if args and _changes_in_place(func, {}) else []
+            return list(tensors_in(args[0])) if args and changes_in_place(func, {}) else []
         if method == "__get__" and name in _GRADIENT_GETTERS:
             # A gradient that is looked at is no new tensor.
             self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result)
@@ -223,9 +203,9 @@ class Recorder(TorchFunctionMode):
                 place = entry.place if entry is not None else None
                 asks = entry.requires_grad if entry is not None else False
                 if entry is None and (id(tensor) not in changed or isinstance(tensor, torch.nn.Parameter)):
-                    place, asks = self._adopt(tensor, path, _argument(position, args)), tensor.requires_grad
+                    place, asks = self._adopt(tensor, path, argument_of(position, args)), tensor.requires_grad
             else:
-                place, asks = self.used(tensor, path, _argument(position, args)), tensor.requires_grad
+                place, asks = self.used(tensor, path, argument_of(position, args)), tensor.requires_grad
             if place is not None:
                 parents.append(place)
             differentiable = differentiable or asks
@@ -287,7 +267,7 @@ class Recorder(TorchFunctionMode):
             place.adopted = argument
         place.op = name
         self._occurrence(place, tensor)
-        if node is not None:
+        if node is not None and place.count == 1:
             self._stand_in_order(place, node)
         return place
 
@@ -386,12 +366,12 @@ class Recorder(TorchFunctionMode):
         place.is_leaf = tensor.is_leaf
         place.is_parameter = isinstance(tensor, torch.nn.Parameter)
         place.is_floating = tensor.is_floating_point() or tensor.is_complex()
-        place.shape = _shape(tensor)
+        place.shape = shape_of(tensor)
         place.dtype = str(tensor.dtype).removeprefix("torch.")
         place.device = str(tensor.device)
         place.grad_enabled = torch.is_grad_enabled()
         place.inference = tensor.is_inference()
-        place.transformed = _inside_transform()
+        place.transformed = inside_transform()
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)
@@ -423,7 +403,8 @@ class Recorder(TorchFunctionMode):
         metadata = node._input_metadata[0]
         place.shape, place.dtype = tuple(metadata.shape), str(metadata.dtype).removeprefix("torch.")
         node.metadata[self.mark] = {0: (place.index, place.count - 1)}
-        self._stand_in_order(place, node)
+        if place.count == 1:
+            self._stand_in_order(place, node)
         return place
 
     # ---- where
@@ -493,9 +474,10 @@ class Recorder(TorchFunctionMode):
         Done just before backward rather than at birth: retain_grad does not follow every in-place operation
         (``t_``, ``squeeze_``, ``unsqueeze_``...) to the newest version.
         """
-        for tensor, entry in self.alive():
-            if tensor.requires_grad and not tensor.is_leaf and not tensor.retains_grad:
-                self._retain(tensor, entry)
+        with torch._C.DisableTorchFunction():
+            for tensor, entry in self.alive():
+                if tensor.requires_grad and not tensor.is_leaf and not tensor.retains_grad:
+                    self._retain(tensor, entry)
 
     def _retain(self, tensor: Tensor, entry: Entry) -> None:
         if tensor.layout is not torch.strided or (entry.place is not None and entry.place.transformed):
@@ -506,22 +488,6 @@ class Recorder(TorchFunctionMode):
             self.failures.append(f"retain_grad: {error}")
 
 
-def _inside_transform() -> bool:
-    """Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def _takes_shape_only(name: str) -> bool:
-    """Whether an operation looks at its input's shape and type, and not at its values (``randn_like``)."""
-    return name.endswith("_like") or name.startswith("new_")
-
-
-def _changes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    by_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    return by_name or "out" in kwargs or bool(kwargs.get("inplace"))
-
-
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
     """What tells adopted tensors at one path apart: themselves where they last, else which argument they are."""
     lasting = tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
@@ -530,27 +496,8 @@ def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
     return f"adopted as {argument[0]}"
 
 
-def _argument(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:
-    """Which positional argument of how many a tensor is; -1 for one inside a list or given by keyword."""
-    plain = len(position) == 1 and isinstance(position[0], int)
-    return (int(position[0]) if plain else -1, len(args))
-
-
 def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     package = __name__.partition(".")[0]
     while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
         traceback = traceback.tb_next
     return traceback
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    if tensor.is_nested:
-        return tuple(int(size) if isinstance(size, int) else -1 for size in _nested_sizes(tensor))
-    return tuple(tensor.shape)
-
-
-def _nested_sizes(tensor: Tensor) -> list[Any]:
-    try:
-        return list(tensor.shape)
-    except RuntimeError:  # strided nested tensors have no shape
-        return [tensor.size(0)] + [-1] * (tensor.dim() - 1)

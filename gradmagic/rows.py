@@ -370,6 +370,5 @@ def _inner_steps(places: Sequence[Place]) -> tuple[InnerStep, ...]:
 
 
 def _inner_step(inner: InnerNode, output: int) -> InnerStep:
-    shape = inner.shapes[output] if output < len(inner.shapes) else None
     received = inner.received.get(output)
-    return InnerStep(inner.grad_fn, shape, received.result() if received is not None else None)
+    return InnerStep(inner.grad_fn, inner.shapes.get(output), received.result() if received is not None else None)

@@ -201,11 +201,16 @@ class _Finish:
         self.interrupt: KeyboardInterrupt | None = None
 
     def report(self, seconds: float) -> Report:
-        namespace = self._look()
+        with torch._C.DisableTorchFunction():  # a mode of the person's around us has no business with our calls
+            namespace = self._look()
         try:
             self._run_backward(namespace)
         except KeyboardInterrupt as caught:
             self.interrupt = caught  # goes on to the person once the report is made
+        with torch._C.DisableTorchFunction():
+            return self._assemble(namespace, seconds)
+
+    def _assemble(self, namespace: Namespace, seconds: float) -> Report:
         assembly = Assembler(self._state.recorder, self._state.ledger, self._state.sources, namespace).assemble()
         return self._finished(assembly, namespace, seconds)
 
@@ -236,14 +241,16 @@ class _Finish:
         if used is not None:
             self._why = used
             return
-        ledger.run(choice.root)
+        with torch._C.DisableTorchFunction():
+            ledger.run(choice.root)
         self._guest = ledger.passes[-1].error is None
 
     def _choose(self, namespace: Namespace) -> RootChoice:
         if self._backward != "auto":
             return RootChoice(self._evaluate(namespace))
         offered = self._offered if isinstance(self._offered, Tensor) else None
-        choice = choose_root(offered, namespace.tensors, self._state.recorder)
+        with torch._C.DisableTorchFunction():
+            choice = choose_root(offered, namespace.tensors, self._state.recorder)
         if choice.root is None:
             self._why = self._why_no_root(namespace)
         return choice

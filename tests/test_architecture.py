@@ -19,7 +19,7 @@ LONGEST = 60
 LAYERS = (
     {"records"},
     {"statistics", "sources", "modules", "namespace", "places", "bindings", "source_tree", "diagnosis"},
-    {"recorder"},
+    {"recorder", "operations"},
     {"graph", "guest"},
     {"backward"},
     {"rows", "report"},

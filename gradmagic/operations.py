@@ -1,0 +1,77 @@
+"""What a torch call is: its name as people say it, its tensors, and what it does to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bindings import Position
+
+
+def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
+    """Every tensor in an operation's result or arguments, with its position."""
+    if isinstance(value, Tensor):
+        yield position, value
+    elif isinstance(value, (tuple, list)) and depth:
+        for index, item in enumerate(value):
+            yield from tensors_in(item, (*position, index), depth - 1)
+    elif isinstance(value, dict) and depth:
+        for key, item in value.items():
+            yield from tensors_in(item, (*position, key), depth - 1)
+
+
+def op_name(func: Callable[..., Any]) -> str:
+    """What people call an operation: ``matmul`` for ``Tensor.__matmul__``, ``T`` for the getter of ``Tensor.T``."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return str(name).partition(".")[0] if name.startswith("_foreach") else _plain_name(str(name))
+
+
+def _plain_name(name: str) -> str:
+    if not (name.startswith("__") and name.endswith("__")):
+        return name
+    bare = name[2:-2]
+    operators = {"truediv": "div", "rtruediv": "div", "rdiv": "div", "lshift": "lshift", "invert": "bitwise_not"}
+    reflected = ("radd", "rsub", "rmul", "rpow", "rmatmul", "rfloordiv", "rmod")
+    return operators.get(bare) or (bare[1:] if bare in reflected else bare)
+
+
+def inside_transform() -> bool:
+    """Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def takes_shape_only(name: str) -> bool:
+    """Whether an operation looks at its input's shape and type, and not at its values (``randn_like``)."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+def changes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes an input in place, by its name or by what it was told."""
+    name = getattr(func, "__name__", "")
+    by_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return by_name or "out" in kwargs or bool(kwargs.get("inplace"))
+
+
+def argument_of(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:
+    """Which positional argument of how many a tensor is; -1 for one inside a list or given by keyword."""
+    plain = len(position) == 1 and isinstance(position[0], int)
+    return (int(position[0]) if plain else -1, len(args))
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's shape; -1 for the ragged dimensions of a nested tensor."""
+    if tensor.is_nested:
+        return tuple(int(size) if isinstance(size, int) else -1 for size in _nested_sizes(tensor))
+    return tuple(tensor.shape)
+
+
+def _nested_sizes(tensor: Tensor) -> list[Any]:
+    try:
+        return list(tensor.shape)
+    except RuntimeError:  # strided nested tensors have no shape
+        return [tensor.size(0)] + [-1] * (tensor.dim() - 1)
