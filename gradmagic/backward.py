@@ -85,25 +85,25 @@ class Ledger:
 
     # ---- passes that the cell runs
 
-    def _tensor_backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _tensor_backward(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = _argument(args, kwargs, 4, "inputs")
         keeps = _argument(args, kwargs, 2, "retain_graph"), _argument(args, kwargs, 3, "create_graph")
         with self._running("backward", args[:1], inputs, keeps):
-            return func(*args, **kwargs)
+            return call(args, kwargs)
 
-    def _autograd_backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _autograd_backward(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         roots = _argument(args, kwargs, 0, "tensors")
         inputs = _argument(args, kwargs, 5, "inputs")
         keeps = _argument(args, kwargs, 2, "retain_graph"), _argument(args, kwargs, 3, "create_graph")
         with self._running("backward", roots, inputs, keeps):
-            return func(*args, **kwargs)
+            return call(args, kwargs)
 
-    def _autograd_grad(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _autograd_grad(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         roots = _argument(args, kwargs, 0, "outputs")
         inputs = _argument(args, kwargs, 1, "inputs")
         keeps = _argument(args, kwargs, 3, "retain_graph"), _argument(args, kwargs, 4, "create_graph")
         with self._running("autograd.grad", roots, inputs, keeps) as done:
-            result = func(*args, **kwargs)
+            result = call(args, kwargs)
             self._returned(done, inputs, result)
         return result
 

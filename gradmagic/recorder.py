@@ -11,7 +11,8 @@ import bisect
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import CodeType, FrameType, TracebackType
+from functools import partial
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ from .places import Entry, Path, Place, version_of
 from .sources import Site
 
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Runs a torch function in the recorder's place: gets what calls it with its arguments, and the arguments."""
+
+_CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
+_CALL_NAME = "<gradtrace call>"
+_HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
 
 _MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
 _FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
@@ -82,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self._entries: dict[int, Entry] = {}
         self._sweep_at = _SWEEP_AT
         self._applies: dict[int, Path] = {}
+        self._calls: dict[int, tuple[Callable[..., Any], CodeType]] = {}
         self._sequence: list[tuple[int, int]] = []
         """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
         self._first_node: int = torch._C._autograd._get_sequence_nr()
@@ -113,6 +120,7 @@ class Recorder(TorchFunctionMode):
         self._paths.clear()
         self._by_key.clear()
         self._applies.clear()
+        self._calls.clear()
 
     def tick(self) -> int:
         """Count one event."""
@@ -128,8 +136,9 @@ class Recorder(TorchFunctionMode):
         __tracebackhide__ = True
         kwargs = kwargs or {}
         interceptor = None if inside_transform() else self._interceptors.get(func)
+        call = self._call_from(sys._getframe(1))
         try:
-            result = interceptor(func, args, kwargs) if interceptor is not None else func(*args, **kwargs)
+            result = call(func, args, kwargs) if interceptor is None else interceptor(partial(call, func), args, kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
             error.__traceback__ = _without_our_frames(error.__traceback__)
             raise
@@ -140,6 +149,24 @@ class Recorder(TorchFunctionMode):
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
                 self.failures.append(f"{op_name(func)}: {type(error).__name__}: {error}")
         return result
+
+    def _call_from(self, frame: FrameType) -> Callable[..., Any]:
+        """What calls a torch function as from the person's line.
+
+        A warning names the file and line of the frame that makes the call, and is shown once for each such place.
+        So the call runs in a frame that has the caller's: without it, every warning would point at this file.
+        """
+        if frame.f_code is _HANDLER and frame.f_back is not None and frame.f_back.f_back is not None:
+            # A function of PyTorch that is written in Python, on its first time through: its caller counts.
+            frame = frame.f_back.f_back
+        key = id(frame.f_code) + frame.f_lasti
+        found = self._calls.get(key)
+        if found is None:
+            code = _CALL.replace(
+                co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=_CALL_NAME
+            )
+            found = self._calls[key] = (FunctionType(code, frame.f_globals), frame.f_code)
+        return found[0]
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         name = op_name(func)
@@ -497,7 +524,10 @@ def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
 
 
 def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
-    package = __name__.partition(".")[0]
-    while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
+    package = __name__.partition(".")[0] + "."
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name != _CALL_NAME and not str(frame.f_globals.get("__name__")).startswith(package):
+            break
         traceback = traceback.tb_next
     return traceback

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
+import warnings
 import weakref
 from typing import Any
 
@@ -234,3 +235,41 @@ def test_modules_with_a_failing_named_modules_are_named_by_their_class() -> None
     )
     assert report["loss"].grad is not None
     assert "odd.fc" in {row.module for row in report.rows}
+
+
+WARNINGS = """
+import torch.nn.functional as F
+w = torch.ones(2, 3, 4, requires_grad=True)
+for _ in range(2):
+    a = torch.tensor(w)
+b = torch.tensor(w)
+d = F.softmax(w)
+def f(t):
+    return F.mse_loss(t, torch.zeros(1))
+e = f(w)
+"""
+
+
+def warnings_of(program: Any) -> list[tuple[str, str, int]]:
+    """Text, file and line of every warning that is shown by default, once a place."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        program()
+    return [(str(each.message), each.filename, each.lineno) for each in caught]
+
+
+def test_warnings_name_the_persons_file_and_line_and_are_shown_once_a_place() -> None:
+    """From C++ and from Python; as without the magic."""
+    namespace: dict[str, Any] = {"torch": torch, "__name__": "cell"}
+
+    def plain() -> None:
+        exec(compile(WARNINGS, "<cell>", "exec"), dict(namespace))
+
+    def traced() -> None:
+        with trace(namespace={}, backward="none"):
+            exec(compile(WARNINGS, "<cell>", "exec"), dict(namespace))
+
+    expected = warnings_of(plain)
+    assert len(expected) >= 3
+    assert {file for _, file, _ in expected} >= {"<cell>"}
+    assert warnings_of(traced) == expected
