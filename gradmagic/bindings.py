@@ -22,6 +22,8 @@ class Binding:
         self._node = node
         self._position = position
         self._names: list[str] = []
+        self._holders: list[tuple[str, Position]] = []
+        """What was bound, and where in it the result is: ``parts`` and (1,) for ``parts[1]``."""
         self.in_loop = False
         """Whether only the last round of a loop hands its value on (``for m in self: x = m(x)``, ``return x``)."""
 
@@ -100,19 +102,22 @@ class Binding:
             return
         text = self._tree.text(target)
         self._names.append(text + "".join(f"[{step!r}]" for step in position))
+        self._holders.append((text, position))
 
     def _returned_later(self, statement: ast.stmt) -> Position | None:
         """Position in the return value when the name bound here is what the function returns."""
         scope = self._tree.scope_of(statement)
-        if isinstance(scope, ast.Module) or not self._names:
+        if isinstance(scope, ast.Module) or not self._holders:
             return None
-        returns = [n for n in self._tree.in_scope(scope) if isinstance(n, ast.Return) and n.lineno > statement.lineno]
+        returns = [
+            n for n in self._tree.in_scope(scope) if isinstance(n, ast.Return) and _begins(n) > _begins(statement)
+        ]
         for found in sorted(returns, key=lambda n: n.lineno):
-            for name in self._names:
+            for name, inside in self._holders:
                 position = self._position_in(found.value, name)
                 if position is not None and not self._rebound(scope, name, statement, found):
                     self.in_loop = self._leaves_loop(statement, found)
-                    return position
+                    return (*position, *inside)
         return None
 
     def _leaves_loop(self, inner: ast.stmt, outer: ast.stmt) -> bool:
@@ -132,7 +137,7 @@ class Binding:
         """Whether every way from `after` to `before` binds the name anew."""
         around = {*self._tree.blocks_of(before), *self._tree.blocks_of(after)}
         for node in self._tree.in_scope(scope):
-            if isinstance(node, (ast.Assign, ast.AugAssign)) and after.lineno < node.lineno < before.lineno:
+            if isinstance(node, (ast.Assign, ast.AugAssign)) and _begins(after) < _begins(node) < _begins(before):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 if any(self._tree.text(t) == name for t in targets) and around.issuperset(self._tree.blocks_of(node)):
                     return True
@@ -146,3 +151,7 @@ def _element(elements: list[ast.expr], index: int) -> ast.expr | None:
         if place == index:
             return element
     return None
+
+
+def _begins(statement: ast.stmt) -> tuple[int, int]:
+    return statement.lineno, statement.col_offset

@@ -73,6 +73,7 @@ class Place:
         "is_leaf",
         "is_parameter",
         "last_clock",
+        "leaf_view",
         "op",
         "order",
         "parents",
@@ -102,6 +103,8 @@ class Place:
         self.requires_grad = self.is_leaf = self.is_parameter = self.is_floating = False
         self.grad_enabled = True
         self.inference = self.transformed = self.input_requires_grad = False
+        self.leaf_view = False
+        """A view of a leaf, made under ``no_grad``: it takes over the leaf's requires_grad and has no grad_fn."""
         self.parents: set[int] = set()
         self.gradients: list[Gradient] = []
         self.inner: list[InnerNode] = []

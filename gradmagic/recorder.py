@@ -178,6 +178,8 @@ class Recorder(TorchFunctionMode):
             self._inside_function(path)
             return
         in_place = {id(tensor) for _, tensor in outputs} if changes_in_place(func, kwargs) else frozenset()
+        if in_place and not torch.is_grad_enabled() and not any(self.entry(tensor) for _, tensor in outputs):
+            return  # new values for a tensor that nothing here has used, as when a module initialises its parameters
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
         if takes_shape_only(name):
             parents, differentiable = [], False
@@ -250,19 +252,31 @@ class Recorder(TorchFunctionMode):
             entry.requires_grad = tensor.requires_grad
             self._describe(place, tensor)
         elif entry.version != version_of(tensor):
-            self._changed_elsewhere(entry, place, tensor)
+            return self._changed_elsewhere(entry, place, tensor, path)
         if not tensor.requires_grad and place.constant_use is None:
             place.constant_use = path
         return place
 
-    def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor) -> None:
-        """A view whose base was changed in place has a new autograd node: its own next occurrence."""
+    def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
+        """The tensor was changed in place by something that did not return it."""
         entry.version = version_of(tensor)
         node = tensor.grad_fn
-        if node is not None and self.marks(node) is None:
-            entry.occurrence = place.count
-            place.count += 1
-            self._mark(node, tensor, place, entry.occurrence)
+        if node is None or self.marks(node) is not None:
+            return place
+        if not tensor._is_view():
+            return self._changed_unseen(place, tensor, node, path)
+        # A view whose base was changed has a new autograd node: its own next occurrence.
+        entry.occurrence = place.count
+        place.count += 1
+        self._mark(node, tensor, place, entry.occurrence)
+        return place
+
+    def _changed_unseen(self, before: Place, tensor: Tensor, node: Any, path: Path) -> Place:
+        """A custom ``autograd.Function`` that marks its input dirty, or the like: a new version of the tensor."""
+        name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
+        applied = self._applies.pop(node._sequence_nr(), None) if name else None
+        self._new_version(before, applied or path, name or "changed in place", (), tensor, [])
+        return self.places[before.successor.index] if before.successor is not None else before
 
     def entry(self, tensor: Tensor) -> Entry | None:
         """What is known of this very tensor object."""
@@ -326,6 +340,7 @@ class Recorder(TorchFunctionMode):
         place = self._place(path, name, position)
         place.parents.update(parent.index for parent in parents)
         place.input_requires_grad = place.input_requires_grad or differentiable
+        place.leaf_view = differentiable and tensor.is_leaf and tensor.requires_grad and bool(tensor._is_view())
         self._occurrence(place, tensor)
 
     def _returned_again(

@@ -153,11 +153,11 @@ class Assembler:
             found = self._sources.origin_in_cell(name) if name.isidentifier() else None
             if found is not None:
                 return found
-        direct = place.path.module is None
-        return self._sources.origin_of_argument(place.path.sites, index, given) if direct and index >= 0 else None
+        return self._sources.origin_of_argument(place.path.sites, index, given) if index >= 0 else None
 
     def _held_by(self, place: Place) -> list[str]:
-        tensor = place.ref() if place.ref is not None else None
+        # A variable holds the newest version of a tensor that was changed in place.
+        tensor = place.ref() if place.ref is not None and place.successor is None else None
         return self._namespace.tensors.get(id(tensor), []) if tensor is not None else []
 
     def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
@@ -213,7 +213,7 @@ class Assembler:
             label=draft.name or self._expression(draft),
             name=draft.name,
             op=last.op,
-            kind=_kind(last) if last.requires_grad and not last.transformed else "constant",
+            kind=_kind(last) if last.requires_grad and not _stands_apart(last) else "constant",
             dtype=last.dtype,
             location=location,
             parents=tuple(sorted(parents)),
@@ -319,9 +319,17 @@ def _nothing() -> None:
 def _kind(place: Place) -> Kind:
     if place.is_parameter:
         return "parameter"
-    if not place.requires_grad or place.transformed:
+    if not place.requires_grad or _stands_apart(place):
         return "constant"
     return "leaf" if place.is_leaf else "non-leaf"
+
+
+def _stands_apart(place: Place) -> bool:
+    """Whether it has no part in the graph, whatever its requires_grad says.
+
+    So it is inside a torch.func transform, and for a view of a leaf made under ``no_grad``.
+    """
+    return place.transformed or place.leaf_view
 
 
 def _op_of(place: Place) -> str:

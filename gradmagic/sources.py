@@ -246,7 +246,7 @@ class Sources:
             index: which of the operation's positional arguments it is.
             given: how many positional arguments the operation received (to tell ``x.sum()`` from ``torch.sum(x)``).
         """
-        site = self.person_site(path)
+        site = self._calling_site(path)
         tree, node = self._node(site) if site is not None else (None, None)
         if site is None or tree is None or node is None:
             return None
@@ -258,6 +258,13 @@ class Sources:
             return None
         found = self._origin_of_name(argument, site, tree, node)
         return found or self._origin(tree, argument, site.code, (tree.text(argument),))
+
+    def _calling_site(self, path: Sequence[Site]) -> Site | None:
+        """The person's site, when the torch call stands right there and not deeper in a library."""
+        # A function of PyTorch that is written in Python is on the path itself, with what hands it to a mode.
+        between = 2 if path and path[0].code.co_name == "handle_torch_function" else 0
+        site = path[between] if len(path) > between else None
+        return site if site is not None and not self.is_library(site.code) else None
 
     def argument(self, path: Sequence[Site], index: int, given: int) -> str:
         """Source text of argument `index` of the innermost call at `path`; empty where it cannot be told."""

@@ -28,6 +28,7 @@ CASES = [
     ("torch.as_tensor keeps, clone().detach() cuts", "y = w.clone().detach()\nloss = w.sum()", "y", "detached", 2),
     ("computed from a detached value", "y = w.detach()\nz = y * 2\nloss = (w * z).sum()", "z", "detached", 2),
     ("argmax", "c = w.argmax(-1)\nloss = w.sum()", "c", "not_differentiable", 2),
+    ("a view of a leaf under no_grad", "with torch.no_grad():\n    v = w[:2]\nloss = w.sum()", "v", "no_grad", 3),
     ("a comparison", "m = w > 0\nloss = w[m].sum()", "m", "not_differentiable", 2),
     ("a mask turned into numbers", "m = (w > 0).float()\nloss = (w * m).sum()", "m", "not_differentiable", 2),
     ("a cast to integers", "i = w.long()\nloss = w[i % 3].sum()", "i", "not_differentiable", 2),

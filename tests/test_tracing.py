@@ -57,6 +57,8 @@ def test_unnamed_sub_expressions_have_rows_with_their_source_text() -> None:
         ("class A: pass\na = A(); a.h = w * 2", "a.h"),
         ("a, b = (w * 2).chunk(2)", "b"),
         ("parts = (w * 2).chunk(2)", "parts[1]"),
+        ("q, k = (w * 2).split(2)", "k"),
+        ("def f(t):\n    parts = t.split(2)\n    return parts\nq, k = f(w)", "k"),
         ("a, *rest = (w * 2).chunk(2)", "a"),
         ("(a, b), c = ((w * 2).chunk(2), 0)", "b"),
         ("values, where = (w * 2).max(0, keepdim=True)", "values"),
@@ -106,6 +108,8 @@ def test_a_leaf_that_is_switched_on_afterwards_is_a_leaf() -> None:
         "w = torch.ones(2)\nw.requires_grad_()\nloss = w.sum()\n",
         "w = torch.ones(2)\nw.requires_grad = True\nloss = w.sum()\n",
         "w = torch.nn.Parameter(torch.ones(2))\nloss = w.sum()\n",
+        "w = (torch.ones(2, requires_grad=True) * 1).detach().requires_grad_()\nloss = w.sum()\n",
+        "w = torch.zeros_like(torch.ones(2, requires_grad=True), requires_grad=True)\nloss = w.sum()\n",
     ):
         found = row(source, "w")
         assert found.kind in ("leaf", "parameter"), source
