@@ -33,6 +33,8 @@ class Pass:
         clock: the recorder's clock when it ran: what was made later has no part in it.
         limited: places named by ``backward(inputs=...)``, or None.
         reached: places on the way from the roots to the leaves.
+        received_by: places that a gradient arrived at.
+        complete: whether the graph was followed to its ends.
         value: weak look-up of the root, for its value.
     """
 
@@ -45,6 +47,7 @@ class Pass:
     limited: set[int] | None = None
     reached: set[int] = field(default_factory=set)
     received_by: set[int] = field(default_factory=set)
+    complete: bool = True
     seconds: float = 0.0
     error: str | None = None
 
@@ -161,7 +164,7 @@ class Ledger:
     def _prepare(self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor]) -> None:
         try:
             leaves = listener.attach(roots)
-            done.reached = listener.reached
+            done.reached, done.complete = listener.reached, listener.complete
             done.roots = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
             done.value = _scalar(roots)
             if done.function == "backward":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .recorder import Recorder
 from .statistics import Pending, measure
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
+_FOLLOWED = 15_000
+"""How deep below a root the graph is walked; with `recorder.DEEPEST` this keeps below what PyTorch can free again."""
 _Owner = tuple[int, int]
 """Index of a place, and which of its occurrences."""
 
@@ -69,26 +72,34 @@ class _Step:
     outputs: set[int]
 
 
-def _collect(roots: Sequence[Tensor]) -> dict[int, _Step]:
-    """Every node below the roots by its ``id``, each after a node that consumes it. Not recursive: graphs are deep."""
+def _collect(roots: Sequence[Tensor]) -> tuple[dict[int, _Step], bool]:
+    """Every node below the roots by its ``id``, each after a node that consumes it; and whether that is all.
+
+    Not recursive: graphs are deep. Those deeper than `_FOLLOWED` are not followed to their ends.
+    """
     steps: dict[int, _Step] = {}
-    pending: list[tuple[Any, int, int | None]] = [(_node_of(root), root.output_nr, None) for root in roots]
+    pending: list[tuple[Any, int, int | None, int]] = [(_node_of(root), root.output_nr, None, 0) for root in roots]
+    complete = True
     while pending:
-        node, output, consumer = pending.pop()
+        node, output, consumer, depth = pending.pop()
         if node is None:
             continue
         if id(node) in steps:
             steps[id(node)].outputs.add(output)
             continue
         steps[id(node)] = _Step(node, consumer, {output})
-        pending.extend((parent, number, id(node)) for parent, number in reversed(node.next_functions))
-    return steps
+        if depth == _FOLLOWED:
+            complete = False
+            continue
+        pending.extend((parent, number, id(node), depth + 1) for parent, number in reversed(node.next_functions))
+    return steps, complete
 
 
 class Listener:
     """Walks the graph of one pass, hooks its nodes, and takes the hooks off again.
 
     Attributes:
+        complete: whether the graph was walked to its ends.
         reached: indices of the places on the way from the roots to the leaves.
         received_by: indices of the places a gradient arrived at.
     """
@@ -100,6 +111,7 @@ class Listener:
         self._handles: list[Any] = []
         self._inner_counts: dict[tuple[int, int], int] = {}
         self._marks: dict[int, dict[int, _Owner]] = {}
+        self.complete = True
         self.reached: set[int] = set()
         self.received_by: set[int] = set()
 
@@ -107,14 +119,27 @@ class Listener:
         """Hook every node below the roots; returns the leaves found."""
         for root in roots:
             self._recorder.used(root, self._path)
-        steps = _collect(roots)
+        steps, self.complete = _collect(roots)
         self._take_in_persons(steps)
         leaves: list[Tensor] = []
         owners: dict[int | None, _Owner | None] = {None: None}
         for key, step in steps.items():
             owners[key] = self._listen(step.node, owners[step.consumer], leaves)
         self._note_reached(steps)
+        if not self.complete:
+            self._listen_at_leaves()
         return leaves
+
+    def _listen_at_leaves(self) -> None:
+        """Leaves that lie too deep to be found by the walk; a hook on a leaf needs no look at the graph."""
+        for tensor, entry in self._recorder.alive():
+            place = entry.place
+            if place is not None and tensor.is_leaf and tensor.requires_grad and place.index not in self.reached:
+                hook = partial(self._received_at_leaf, place.index, entry.occurrence)
+                self._handles.append(tensor.register_hook(hook))
+
+    def _received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
+        self.received(place, occurrence, gradient, None)
 
     def _take_in_persons(self, steps: dict[int, _Step]) -> None:
         """Tensors of an earlier cell that the person's variables hold are rows, when the pass goes through them."""

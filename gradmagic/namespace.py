@@ -9,6 +9,7 @@ from typing import Any
 _DEPTH = 3
 _ITEMS = 2_000
 """Containers are looked into this far; a list of a million numbers is not worth a wait."""
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _BUDGET = 50_000
 """So many values are looked at in all."""
 
@@ -72,9 +73,9 @@ def _note_tensor(namespace: Namespace, name: str, tensor: Any) -> None:
 def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]:
     """Items of a plain container, attributes of a plain object; nothing of the person's is called."""
     if type(value) in (list, tuple) and len(value) <= _ITEMS:
-        yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
+        yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if type(item) not in _PLAIN)
     elif type(value) is dict and len(value) <= _ITEMS:
-        yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int)))
+        yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if _is_key(key, item))
     elif _has_plain_attributes(value):
         attributes = object.__getattribute__(value, "__dict__")
         yield from ((f"{name}.{key}", item) for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_")
@@ -82,6 +83,10 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
             # Kept by nn.Module apart from its other attributes; parameters are named through named_parameters.
             children = attributes.get("_modules") or {}
             yield from ((f"{name}.{key}", item) for key, item in children.items())
+
+
+def _is_key(key: Any, item: Any) -> bool:
+    return isinstance(key, (str, int)) and type(item) not in _PLAIN
 
 
 def _has_plain_attributes(value: Any) -> bool:

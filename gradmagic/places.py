@@ -127,14 +127,16 @@ class Place:
 class Entry:
     """What is known of one tensor object: the place and occurrence of its newest version."""
 
-    __slots__ = ("occurrence", "place", "ref", "requires_grad", "version")
+    __slots__ = ("depth", "occurrence", "place", "ref", "requires_grad", "version")
 
-    def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor) -> None:
+    def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor, depth: int) -> None:
         self.ref = ref
         self.place = place
         self.occurrence = occurrence
         self.requires_grad = tensor.requires_grad
         self.version = version_of(tensor)
+        self.depth = depth
+        """How many operations lie between the tensor and the first inputs, at most."""
 
 
 def version_of(tensor: Tensor) -> int:

@@ -47,6 +47,12 @@ _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
 _SWEEP_AT = 20_000
+DEEPEST = 20_000
+"""Autograd nodes deeper than this are left alone.
+
+PyTorch frees a graph without recursion, but not past nodes that Python has looked at: 41,000 of those in a chain
+overflow an 8 MiB stack when the graph dies (measured on torch 2.13).
+"""
 _HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
 
@@ -89,6 +95,10 @@ class Recorder(TorchFunctionMode):
         self._sweep_at = _SWEEP_AT
         self._applies: dict[int, Path] = {}
         self._calls: dict[int, tuple[Callable[..., Any], CodeType]] = {}
+        self._depth = 1
+        """Depth of the operation that is being recorded; see `Entry`."""
+        self._deep: dict[int, dict[int, tuple[int, int]]] = {}
+        """Marks of the nodes that lie deeper than `DEEPEST`, by the number autograd has given them."""
         self._sequence: list[tuple[int, int]] = []
         """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
         self._first_node: int = torch._C._autograd._get_sequence_nr()
@@ -196,7 +206,7 @@ class Recorder(TorchFunctionMode):
             return list(tensors_in(args[0])) if args and changes_in_place(func, {}) else []
         if method == "__get__" and name in _GRADIENT_GETTERS:
             # A gradient that is looked at is no new tensor.
-            self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result)
+            self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
             return []
         if getattr(func, "__module__", None) == "torch.nn.init":
             return []
@@ -226,6 +236,7 @@ class Recorder(TorchFunctionMode):
         """
         parents = []
         differentiable = False
+        depth = self._depth = 1
         for position, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
             if id(tensor) in returned:
                 entry = self.entry(tensor)
@@ -237,7 +248,10 @@ class Recorder(TorchFunctionMode):
                 place, asks = self.used(tensor, path, argument_of(position, args)), tensor.requires_grad
             if place is not None:
                 parents.append(place)
+            if asks and (entry := self._entries.get(id(tensor))) is not None:
+                depth = max(depth, entry.depth + 1)
             differentiable = differentiable or asks
+        self._depth = depth
         return parents, differentiable
 
     def used(self, tensor: Tensor, path: Path, argument: tuple[int, int] = _HELD) -> Place | None:
@@ -260,7 +274,7 @@ class Recorder(TorchFunctionMode):
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
         """The tensor was changed in place by something that did not return it."""
         entry.version = version_of(tensor)
-        node = tensor.grad_fn
+        node = tensor.grad_fn if entry.depth <= DEEPEST else None
         if node is None or self.marks(node) is not None:
             return place
         if not tensor._is_view():
@@ -348,6 +362,9 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         """The operation returned a tensor that was there before: a new version of it, or just the same."""
         before = known.place
+        if self._depth > DEEPEST and tensor.requires_grad:
+            known.version, known.depth = version_of(tensor), self._depth
+            return
         node = tensor.grad_fn
         fresh = node is not None and tensor.output_nr not in (self.marks(node) or {})
         if before is None:
@@ -397,6 +414,11 @@ class Recorder(TorchFunctionMode):
         place.last_clock = self.tick()
         self._describe(place, tensor)
         self._remember(tensor, place, occurrence)
+        if self._depth > DEEPEST and tensor.requires_grad:
+            # The operation's last node is the newest there is; so its number is known without a look at it.
+            newest = torch._C._autograd._get_sequence_nr() - 1
+            self._deep.setdefault(newest, {})[tensor.output_nr] = (place.index, occurrence)
+            return
         node = tensor.grad_fn
         if node is not None and not place.transformed:
             self._mark(node, tensor, place, occurrence)
@@ -417,7 +439,7 @@ class Recorder(TorchFunctionMode):
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)
-        self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor)
+        self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor, self._depth)
         if len(self._entries) > self._sweep_at:
             self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
             self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
@@ -427,7 +449,7 @@ class Recorder(TorchFunctionMode):
     def marks(self, node: Any) -> dict[int, tuple[int, int]] | None:
         """This recorder's marks on an autograd node: output number -> (place index, occurrence)."""
         marks: dict[int, tuple[int, int]] | None = node.metadata.get(self.mark)
-        return marks
+        return marks or (self._deep.get(node._sequence_nr()) if self._deep else None)
 
     def _mark(self, node: Any, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.grad_fn = node.name().removeprefix("torch::autograd::")

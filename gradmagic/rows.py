@@ -200,7 +200,8 @@ class Assembler:
     def _facts(self, drafts: Sequence[_Draft], row_of: dict[int, int], roots: tuple[int, ...]) -> RunFacts:
         failed = next((done.error for done in reversed(self._ledger.passes) if done.error), None)
         rows = tuple(self._fact(draft, row_of) for draft in drafts)
-        return RunFacts(rows, roots, len(self._ledger.passes), failed)
+        complete = all(done.complete for done in self._ledger.passes)
+        return RunFacts(rows, roots, len(self._ledger.passes), failed, complete)
 
     def _fact(self, draft: _Draft, row_of: dict[int, int]) -> RowFacts:
         last = draft.last

@@ -320,6 +320,8 @@ class _Finish:
         if self._why is not None and not any(done.error for done in ledger.passes):
             findings.append(explain_no_root(self._why))
         findings += _disclose(self._state.recorder.failures)
+        if not all(done.complete for done in ledger.passes):
+            findings.append(_TOO_DEEP)
         findings.sort(key=lambda finding: _SEVERITY[finding.severity])
         root = assembly.rows[assembly.root] if assembly.root is not None else None
         return Report(
@@ -344,6 +346,15 @@ class _Finish:
             if entry is not None and entry.place is not None and entry.place.index not in reached:
                 names.append(namespace.name_of(tensor) or "")
         return tuple(name for name in names if name)
+
+
+_TOO_DEEP = Finding(
+    kind="too_deep",
+    severity="info",
+    message="The graph is more than 15,000 operations deep. Gradients far from the root and far from the leaves are "
+    "left out: PyTorch could not free a graph of this depth once Python has looked at all of it.",
+    hint="Cut the history from time to time with `.detach()`, or trace fewer steps.",
+)
 
 
 def namespace_names(namespace: Namespace) -> list[str]:

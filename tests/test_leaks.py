@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import traceback
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,3 +275,31 @@ def test_warnings_name_the_persons_file_and_line_and_are_shown_once_a_place() ->
     assert len(expected) >= 3
     assert {file for _, file, _ in expected} >= {"<cell>"}
     assert warnings_of(traced) == expected
+
+
+DEEP = """
+import torch
+from gradmagic.tracing import trace
+
+with trace() as run:
+    w = torch.ones(2, requires_grad=True)
+    h = w
+    for _ in range(60_000):
+        h = h + 1
+    loss = h.sum()
+    del h
+assert run.report["w"].grad.values == (1.0, 1.0)
+assert run.report["h"].grad.values == (1.0, 1.0)
+print([found.kind for found in run.report.findings])
+del loss
+print("alive")
+"""
+
+
+def test_a_graph_of_60_000_operations_in_a_chain_is_traced_and_freed_without_a_crash(tmp_path: Path) -> None:
+    """PyTorch overflows the stack when it frees so many nodes that Python has looked at; so we do not look at all."""
+    script = tmp_path / "deep.py"
+    script.write_text(DEEP)
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ran.stdout.split("\n")[:2] == ["['too_deep']", "alive"], ran.stderr
+    assert ran.returncode == 0

@@ -71,9 +71,11 @@ class RunFacts:
         roots: rows that backward started from.
         passes: how many passes ran.
         failed: the error text of the pass that failed, or None.
+        complete: whether every graph was followed to its ends.
     """
 
     rows: tuple[RowFacts, ...]
     roots: tuple[int, ...]
     passes: int
     failed: str | None
+    complete: bool = True

@@ -157,6 +157,8 @@ def _unreached(
         return Verdict("replaced_in_place", place=row.changed, note=note)
     root = run.rows[run.roots[-1]].label if run.roots else "the root"
     cut = _first_cut(index, run, verdicts, consumers)
+    if cut is None and not run.complete and index in _upstream_of(run):
+        return Verdict(None, note="too deep in the graph to be followed")
     if cut is None:
         return Verdict("unused", note=f"no path leads from it to `{root}`")
     blamed = run.rows[cut]
