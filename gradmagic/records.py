@@ -52,7 +52,9 @@ class Location:
     text: str = ""
 
     def __str__(self) -> str:
-        """``line 5`` in the traced cell, ``In [3]:5`` in another cell, ``resnet.py:92`` in a file."""
+        """``line 5`` in the traced cell, ``In [3]:5`` in another cell, ``resnet.py:92`` in a file, ``--backward``."""
+        if self.file.startswith("--"):
+            return self.file
         if self.own:
             return f"line {self.line}"
         if self.cell is not None:

@@ -28,7 +28,7 @@ from .sources import CellSource, Sources, library_folders
 
 __all__ = ["CellSource", "trace"]
 
-_EXPRESSION_FILE = "<gradtrace --backward>"
+_EXPRESSION_FILE = "--backward"
 _SEVERITY = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -107,13 +107,12 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         state, self._state = self._state, None
         if state is None:
             return
-        seconds = time.perf_counter() - state.start
         state.leave()
         variables = state.variables.now()
         offered, self._offered = self._offered, None
         finish = _Finish(state, self._backward, variables, offered, error)
         try:
-            self.report = finish.report(seconds)
+            self.report = finish.report()
         except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
             self.fault = fault
             if error is None and self._cell is None:  # the magic tells it in its own way
@@ -162,6 +161,8 @@ class _Running:
             self.stance.__exit__(None, None, None)
 
     def release(self) -> None:
+        """Let go of everything that only mattered until the report was made."""
+        linecache.cache.pop(_EXPRESSION_FILE, None)
         self.ledger.release()
         self.recorder.release()
         self.variables.release()
@@ -200,7 +201,8 @@ class _Finish:
         self._guest = False
         self.interrupt: KeyboardInterrupt | None = None
 
-    def report(self, seconds: float) -> Report:
+    def report(self) -> Report:
+        """Everything that is left to do, in order."""
         with torch._C.DisableTorchFunction():  # a mode of the person's around us has no business with our calls
             namespace = self._look()
         try:
@@ -208,11 +210,9 @@ class _Finish:
         except KeyboardInterrupt as caught:
             self.interrupt = caught  # goes on to the person once the report is made
         with torch._C.DisableTorchFunction():
-            return self._assemble(namespace, seconds)
-
-    def _assemble(self, namespace: Namespace, seconds: float) -> Report:
-        assembly = Assembler(self._state.recorder, self._state.ledger, self._state.sources, namespace).assemble()
-        return self._finished(assembly, namespace, seconds)
+            state = self._state
+            assembly = Assembler(state.recorder, state.ledger, state.sources, namespace).assemble()
+            return self._finished(assembly, namespace)
 
     def _look(self) -> Namespace:
         """Names in the person's namespace; tensors there that unseen code made in this block become rows."""
@@ -295,7 +295,7 @@ class _Finish:
             if done.frees_graph and entry is not None and entry.place in done.roots and done.path is not None:
                 site = self._state.sources.person_site(done.path.sites)
                 where = str(self._state.sources.location(site)) if site is not None else ""
-                return NoRoot("used_by_grad", namespace.name_of(root) or "the loss", where=where)
+                return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=done.function)
         return None
 
     def _why_no_root(self, namespace: Namespace) -> NoRoot:
@@ -314,7 +314,7 @@ class _Finish:
 
     # ---- the report
 
-    def _finished(self, assembly: Assembly, namespace: Namespace, seconds: float) -> Report:
+    def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
         findings = retell_errors(assembly.passes)
         if self._why is not None and not any(done.error for done in ledger.passes):
@@ -331,7 +331,7 @@ class _Finish:
             passes=assembly.passes,
             findings=findings,
             candidates=self._candidate_names(namespace),
-            seconds=seconds,
+            seconds=time.perf_counter() - self._state.start,
             guest=self._guest,
             default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
         )

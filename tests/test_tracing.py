@@ -371,7 +371,7 @@ def test_autograd_grad_alone_does_not_count_as_backward() -> None:
     assert [done.function for done in report.passes] == ["autograd.grad", "backward"]
     report, namespace = run_traced(head + "g, = torch.autograd.grad(loss, w)\n")
     assert [done.function for done in report.passes] == ["autograd.grad"]
-    assert [found.kind for found in report.findings] == ["used_by_grad"]
+    assert [found.kind for found in report.findings] == ["graph_used_up"]
     assert "line 3" in report.findings[0].message
     assert report["w"].grad.values == tuple(namespace["g"].tolist())
     assert "autograd.grad" in report["w"].note
@@ -400,6 +400,25 @@ def test_grad_of_a_non_leaf_is_there_inside_the_cell_without_a_warning() -> None
 
 
 # ---- errors of backward, and cells without one
+
+
+def test_a_root_that_the_cell_has_run_backward_from_already_is_not_run_again() -> None:
+    """`--backward loss` over a cell that says `loss.backward()`: no second pass, no error."""
+    report, namespace = run_traced(
+        "w = torch.ones(2, requires_grad=True)\nloss = (w * w).sum()\nloss.backward()\n", backward="loss"
+    )
+    assert [done.run_by for done in report.passes] == ["cell"]
+    assert [found.kind for found in report.findings] == ["graph_used_up"]
+    assert "`backward` (line 3)" in report.findings[0].message
+    assert namespace["w"].grad.tolist() == [2.0, 2.0]
+
+
+def test_an_expression_of_the_backward_option_is_a_row_with_its_own_place() -> None:
+    """It stands in no line of the cell."""
+    report, _ = run_traced("w = torch.ones(2, requires_grad=True)\ny = w * 2\n", backward="y.sum()")
+    assert report.root is not None
+    assert str(report.root.location) == "--backward"
+    assert "--backward" not in linecache.cache
 
 
 @pytest.mark.parametrize(

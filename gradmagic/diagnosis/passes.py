@@ -27,6 +27,7 @@ class NoRoot:
         detail: the original error text, where there is one.
         near: names that look like it.
         where: the line in question.
+        by: what ran there.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class NoRoot:
     detail: str = ""
     near: tuple[str, ...] = ()
     where: str = ""
+    by: str = ""
 
 
 def retell_errors(passes: list[BackwardPass]) -> list[Finding]:
@@ -93,7 +95,7 @@ def explain_no_root(why: NoRoot) -> Finding:
     message, hint, severity = _NO_ROOT[why.kind]
     shape = "×".join(str(size) for size in why.shape)
     near = f" Did you mean {' or '.join(f'`{name}`' for name in why.near)}?" if why.near else ""
-    values = {"subject": why.subject, "shape": shape, "where": why.where}
+    values = {"subject": why.subject, "shape": shape, "where": why.where, "by": why.by}
     return Finding(
         kind=why.kind,
         severity="error" if severity == "error" else "info",
@@ -138,10 +140,10 @@ _NO_ROOT = {
         "",
         "info",
     ),
-    "used_by_grad": (
-        "No backward ran: `torch.autograd.grad` ({where}) had already used up the graph of `{subject}`. "
-        "The gradients it returned are in the table.",
-        "Pass `retain_graph=True` to `torch.autograd.grad` to keep the graph.",
+    "graph_used_up": (
+        "No backward was added: the cell's own `{by}` ({where}) had already used up the graph of `{subject}`. "
+        "Its gradients are in the table.",
+        "Pass `retain_graph=True` there to keep the graph.",
         "info",
     ),
 }
