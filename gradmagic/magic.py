@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
 _OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+_ALIASES = ("-b/--backward", "-o/--output", "-q/--quiet", "-a/--all", "-z/--zero-grad")
 _TAKES_VALUE = re.compile(r"-[qaz]*[bo]|--(backward|output|sort|rows|filter)")
 
 
@@ -149,7 +150,10 @@ def _split(line: str) -> tuple[list[str], str]:
 
 def _options(parser: Any, words: list[str]) -> Options:
     # A value that starts with a dash (-b "-loss") would pass for an option unless it hangs on its own.
-    arguments = vars(parser.parse_args(_with_values_attached(words)))
+    attached = _with_values_attached(words)
+    _check_repeated(attached)
+    parser.allow_abbrev = False  # `--back loss` would leave its value behind
+    arguments = vars(parser.parse_args(attached))
     arguments.pop("statement")
     options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
     _check_backward(options.backward)
@@ -169,6 +173,14 @@ def _with_values_attached(words: list[str]) -> list[str]:
         else:
             attached.append(word)
     return attached
+
+
+def _check_repeated(words: list[str]) -> None:
+    names = [word.partition("=")[0] for word in words]
+    names = [next((both for both in _ALIASES if name in both.split("/")), name) for name in names]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given more than once")
 
 
 def _unquoted(value: Any) -> Any:

@@ -134,13 +134,14 @@ class Assembler:
         if place.adopted is not None and place.is_leaf and alive:
             return place.index
         inherited = place.inherits is not None
-        return (place.path.sites, self._module(place.path.module), place.op, name or place.position, inherited)
+        path = self._sources.canonical(place.path.sites)
+        return (path, self._module(place.path.module), place.op, name or place.position, inherited)
 
-    @staticmethod
-    def _fold_indices(draft: _Draft) -> None:
-        """A row that occurred many times and whose last tensor is ``hs[49]`` is ``hs[…]``."""
+    def _fold_indices(self, draft: _Draft) -> None:
+        """A row that occurred many times and whose last tensor a variable holds as ``hs[49]`` is ``hs[…]``."""
         count = sum(place.count for place in draft.places)
-        if count > 1 and draft.name is not None and _INDEX.search(draft.name):
+        said = {bound.name for place in draft.places for bound in self._bound[place.index]}
+        if count > 1 and draft.name not in said and draft.name is not None and _INDEX.search(draft.name):
             draft.aliases = (*draft.aliases, draft.name)
             draft.name = _INDEX.sub("[…]", draft.name)
 

@@ -126,6 +126,13 @@ class Sources:
         index = site.lasti // 2
         return spans[index] if 0 <= index < len(spans) else (site.code.co_firstlineno, None, None, None)
 
+    def canonical(self, path: Sequence[Site]) -> tuple[tuple[CodeType, Span], ...]:
+        """A path by its spans of source.
+
+        Python 3.11 reports one call at two offsets (PRECALL and CALL), before and after it has specialised the code.
+        """
+        return tuple((site.code, self.span(site)) for site in path)
+
     def line(self, site: Site) -> int:
         """Line of a site in its file."""
         tree, node = self._node(site)

@@ -304,13 +304,19 @@ class _Finish:
             return NoRoot("nothing_made")
         if not any(place.requires_grad for place in recorder.places):
             return NoRoot("nothing_differentiable")
-        last = None
-        for tensor, _ in recorder.alive():
-            if tensor.grad_fn is not None and recorder.made_here(tensor) and namespace.name_of(tensor):
+        last = self._offered if isinstance(self._offered, Tensor) else None
+        for tensor, _ in recorder.alive() if last is None else ():
+            if recorder.made_here(tensor) and namespace.name_of(tensor):
                 last = tensor
-        if last is None or last.numel() == 1:
+        if last is None or last.grad_fn is None or last.numel() == 1:
             return NoRoot("no_root")
-        return NoRoot("no_scalar", namespace.name_of(last) or "", tuple(last.shape))
+        return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), tuple(last.shape))
+
+    def _expression_of(self, tensor: Tensor) -> str:
+        entry = self._state.recorder.entry(tensor)
+        place = entry.place if entry is not None else None
+        site = self._state.sources.person_site(place.path.sites) if place is not None else None
+        return self._state.sources.expression(site) if site is not None else "the last expression"
 
     # ---- the report
 

@@ -548,3 +548,41 @@ def test_a_tensor_of_another_default_dtype_goes_without_saying() -> None:
         torch.set_default_dtype(torch.float32)
     assert report.default_dtype == "float64"
     assert "float64" not in str(report)
+
+
+def test_a_call_that_python_has_specialised_is_still_the_same_row() -> None:
+    """Python 3.11 reports a call at another offset once it has run often."""
+    report, _ = run_traced(
+        "w = torch.ones(3, requires_grad=True)\n"
+        "def dot(a, b):\n    return sum((x * y for x, y in zip(a, b)), 0.0)\n"
+        "loss = 0.0\nfor _ in range(40):\n    loss = loss + dot(w, w)\n"
+    )
+    products = [found for found in report.rows if found.expression == "x * y"]
+    assert [found.count for found in products] == [120]
+
+
+def test_tuple_positions_in_a_loop_keep_their_index() -> None:
+    """`grads[0]` and `grads[1]` are two rows, not twice `grads[…]`."""
+    report, _ = run_traced(
+        "a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)\n"
+        "for _ in range(3):\n    grads = torch.autograd.grad((a * b).sum(), [a, b])\n"
+    )
+    assert {"grads[0]", "grads[1]"} <= {found.name for found in report.rows}
+
+
+def test_a_cut_names_the_root_it_lies_on_the_way_to() -> None:
+    """Two losses; the detached value goes into the first."""
+    report, _ = run_traced(
+        "v = torch.ones(2, requires_grad=True)\nw = torch.ones(2, requires_grad=True)\n"
+        "first = (w * (v * 2).detach()).sum()\nfirst.backward()\nsecond = (w * 3).sum()\nsecond.backward()\n"
+    )
+    assert report["v"].reason == "cut_upstream"
+    assert "`first`" in report["v"].note
+
+
+def test_a_last_expression_that_is_no_scalar_is_what_the_report_speaks_of() -> None:
+    """Nothing has a name, and there is something to write all the same."""
+    with trace(namespace={}) as run:
+        run.offer(torch.ones(2, requires_grad=True) * 2)
+    assert [found.kind for found in run.report.findings] == ["no_scalar"]
+    assert "torch.ones(2, requires_grad=True) * 2" in run.report.findings[0].message

@@ -143,7 +143,7 @@ def _differentiable(
 def _stored_note(row: RowFacts) -> str:
     if row.cleared is not None:
         return f"`.grad` was cleared afterwards ({row.cleared})"
-    return "`autograd.grad` returns it; nothing is stored in `.grad`" if row.only_returned else ""
+    return "only `autograd.grad` ran through it, which stores nothing in `.grad`" if row.only_returned else ""
 
 
 def _unreached(
@@ -155,9 +155,9 @@ def _unreached(
     if row.successor is not None and run.rows[row.successor].has_gradient:
         note = f"a later change in place took its history over ({row.changed})"
         return Verdict("replaced_in_place", place=row.changed, note=note)
-    root = run.rows[run.roots[-1]].label if run.roots else "the root"
-    cut = _first_cut(index, run, verdicts, consumers)
-    if cut is None and not run.complete and index in _upstream_of(run):
+    cut, towards = _first_cut(index, run, verdicts, consumers)
+    root = run.rows[towards].label if towards is not None else "the root"
+    if cut is None and not run.complete and any(index in _upstream_of(run, root) for root in run.roots):
         return Verdict(None, note="too deep in the graph to be followed")
     if cut is None:
         return Verdict("unused", note=f"no path leads from it to `{root}`")
@@ -166,9 +166,21 @@ def _unreached(
     return Verdict("cut_upstream", cut, note=note)
 
 
-def _first_cut(index: int, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]) -> int | None:
-    """The first row that cut the data's way from here to a root, or None when no data went there."""
-    upstream = _upstream_of(run)
+def _first_cut(
+    index: int, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
+) -> tuple[int | None, int | None]:
+    """The first row that cut the data's way from here to a root, and that root; the last root where there is none."""
+    for root in reversed(run.roots):
+        upstream = _upstream_of(run, root)
+        cut = _cut_on_the_way(index, upstream, run, verdicts, consumers)
+        if cut is not None:
+            return cut, root
+    return None, run.roots[-1] if run.roots else None
+
+
+def _cut_on_the_way(
+    index: int, upstream: set[int], run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
+) -> int | None:
     seen = {index}
     pending = [index]
     while pending:
@@ -183,10 +195,10 @@ def _first_cut(index: int, run: RunFacts, verdicts: list[Verdict], consumers: di
     return None
 
 
-def _upstream_of(run: RunFacts) -> set[int]:
+def _upstream_of(run: RunFacts, root: int) -> set[int]:
     """Every row whose values went into a root."""
-    seen = set(run.roots)
-    pending = list(run.roots)
+    seen = {root}
+    pending = [root]
     while pending:
         for parent in run.rows[pending.pop()].parents:
             if parent not in seen:
