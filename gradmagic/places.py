@@ -17,11 +17,13 @@ from .statistics import Pending
 class Path:
     """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
 
-    __slots__ = ("function_apply", "module", "sites")
+    __slots__ = ("function_apply", "module", "outer_module", "sites")
 
     def __init__(self, sites: tuple[Site, ...], module: ModuleMark | None, function_apply: int | None) -> None:
         self.sites = sites
         self.module = module
+        self.outer_module: ModuleMark | None = None
+        """The module that ran ``autograd.Function.apply``, when the call is inside a custom forward."""
         self.function_apply = function_apply
         """Index of the site in ``autograd.Function.apply`` when the call is inside a custom forward."""
 
@@ -83,6 +85,7 @@ class Place:
         "requires_grad",
         "shape",
         "successor",
+        "through_view",
         "transformed",
         "unclaimed",
     )
@@ -118,6 +121,8 @@ class Place:
         """Where it was used while it did not require a gradient yet."""
         self.changed: Path | None = None
         """Where an in-place operation last gave the tensor a new version..."""
+        self.through_view = False
+        """A new version that came about because a view of the tensor was changed in place."""
         self.successor: Place | None = None
         """...and that version."""
         self.cleared: tuple[int, Path] | None = None

@@ -53,6 +53,7 @@ DEEPEST = 20_000
 PyTorch frees a graph without recursion, but not past nodes that Python has looked at: 41,000 of those in a chain
 overflow an 8 MiB stack when the graph dies (measured on torch 2.13).
 """
+_ON_A_VIEW = "on a view"
 _HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
 
@@ -274,7 +275,7 @@ class Recorder(TorchFunctionMode):
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
         """The tensor was changed in place by something that did not return it."""
         entry.version = version_of(tensor)
-        node = tensor.grad_fn if entry.depth <= DEEPEST else None
+        node = tensor.grad_fn if entry.depth <= DEEPEST and torch.is_grad_enabled() else None
         if node is None or self.marks(node) is not None:
             return place
         if not tensor._is_view():
@@ -288,7 +289,7 @@ class Recorder(TorchFunctionMode):
     def _changed_unseen(self, before: Place, tensor: Tensor, node: Any, path: Path) -> Place:
         """A custom ``autograd.Function`` that marks its input dirty, or the like: a new version of the tensor."""
         name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
-        applied = self._applies.pop(node._sequence_nr(), None) if name else None
+        applied = self._applies.get(node._sequence_nr()) if name else None
         self._new_version(before, applied or path, name or "changed in place", (), tensor, [])
         return self.places[before.successor.index] if before.successor is not None else before
 
@@ -314,9 +315,10 @@ class Recorder(TorchFunctionMode):
             self._remember(tensor, self.places[index], occurrence)
             return self.places[index]
         name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
-        applied = self._applies.pop(node._sequence_nr(), None) if node is not None and name else None
+        applied = self._applies.get(node._sequence_nr()) if node is not None and name else None
         if applied is not None:
-            place = self._place(applied, name, (tensor.output_nr,) if tensor.output_nr else ())
+            several = len(node._input_metadata) > 1 if node is not None else False
+            place = self._place(applied, name, (tensor.output_nr,) if several else ())
         else:
             place = self._place(path, _adopted_key(tensor, argument), ())
             place.adopted = argument
@@ -365,7 +367,8 @@ class Recorder(TorchFunctionMode):
         if self._depth > DEEPEST and tensor.requires_grad:
             known.version, known.depth = version_of(tensor), self._depth
             return
-        node = tensor.grad_fn
+        # Without grad mode no history is made, and that of a view made there cannot even be looked at.
+        node = tensor.grad_fn if torch.is_grad_enabled() else None
         fresh = node is not None and tensor.output_nr not in (self.marks(node) or {})
         if before is None:
             return
@@ -384,13 +387,14 @@ class Recorder(TorchFunctionMode):
         base = tensor._base if tensor._is_view() else None
         base_entry = self.entry(base) if base is not None else None
         if base is not None and base_entry is not None and base_entry.place is not None:
-            self._new_version(base_entry.place, path, f"{name} on a view", (), base, parents)
+            self._new_version(base_entry.place, path, f"{name} {_ON_A_VIEW}", (), base, parents)
 
     def _new_version(
         self, before: Place, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
     ) -> None:
         place = self._place(path, name, position)
-        place.op = name.split(" ", maxsplit=1)[0]
+        place.op = name.removesuffix(f" {_ON_A_VIEW}")
+        place.through_view = place.op != name
         if place is not before:
             place.inherits = before
             before.changed, before.successor = path, place
@@ -459,7 +463,7 @@ class Recorder(TorchFunctionMode):
     def function_node(self, node: Any, path: Path) -> Place:
         """The place of a custom ``autograd.Function`` whose output no later torch call and no name holds."""
         name = node._forward_cls.__name__
-        applied = self._applies.pop(node._sequence_nr(), None)
+        applied = self._applies.get(node._sequence_nr())
         place = self._place(applied or path, name, ())
         place.count += 1
         place.requires_grad = place.input_requires_grad = place.is_floating = True
@@ -507,14 +511,18 @@ class Recorder(TorchFunctionMode):
             sites.append(site)
             frame = frame.f_back
         found = tuple(sites)
-        return Path(found, self.modules.see(modules, found), function_apply)
+        path = Path(found, self.modules.see(modules, found), function_apply)
+        if function_apply is not None:
+            outside = [running for running in modules if running[1] > function_apply]
+            path.outer_module = self.modules.see(outside, found)
+        return path
 
     def _inside_function(self, path: Path) -> None:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
         outer = path.sites[(path.function_apply or 0) + 1 :]
         key = tuple(id(site.code) + site.lasti for site in outer)
         if key not in self._paths:
-            self._paths[key] = Path(outer, path.module, None)
+            self._paths[key] = Path(outer, path.outer_module, None)
         if len(self._applies) > _SWEEP_AT:
             self._applies.clear()
         self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._paths[key]

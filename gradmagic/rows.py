@@ -193,6 +193,8 @@ class Assembler:
         return last
 
     def _all_bound(self, place: Place) -> list[BoundName]:
+        if place.through_view or (place.op == "getitem" and self._sources.is_target(place.path.sites)):
+            return []  # ``x[0] += 1`` first reads ``x[0]``, then changes it, and with it ``x``
         ways = ((place.path, place.position), *place.aliases)
         return [bound for path, position in ways for bound in self._sources.names(path.sites, position)]
 

@@ -235,6 +235,11 @@ class Sources:
             self._bindings[key] = names, returned, binding.in_loop
         return self._bindings[key]
 
+    def is_target(self, path: Sequence[Site]) -> bool:
+        """Whether the innermost site is what an assignment assigns to."""
+        _, node = self._node(path[0]) if path else (None, None)
+        return isinstance(getattr(node, "ctx", None), ast.Store)
+
     def callee(self, site: Site) -> str | None:
         """What is called at a site, as written (``model.encoder``), when it is a plain dotted name."""
         tree, node = self._node(site)

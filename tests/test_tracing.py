@@ -586,3 +586,28 @@ def test_a_last_expression_that_is_no_scalar_is_what_the_report_speaks_of() -> N
         run.offer(torch.ones(2, requires_grad=True) * 2)
     assert [found.kind for found in run.report.findings] == ["no_scalar"]
     assert "torch.ones(2, requires_grad=True) * 2" in run.report.findings[0].message
+
+
+def test_an_embedding_with_a_padding_row_is_traced_without_a_word() -> None:
+    """Its constructor changes a view in place under no_grad, whose history PyTorch refuses to show."""
+    report, _ = run_traced("e = torch.nn.Embedding(4, 3, padding_idx=0)\nloss = e(torch.tensor([0, 1])).sum()\n")
+    assert not report.findings
+    assert report["e.weight"].grad is not None
+
+
+def test_all_outputs_of_a_custom_function_are_named_at_their_call() -> None:
+    """`a, b = Two.apply(w)`."""
+    report, _ = run_traced(
+        "class Two(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x * 2, x * 3\n"
+        "    @staticmethod\n    def backward(ctx, a, b):\n        return 2 * a + 3 * b\n"
+        "w = torch.ones(2, requires_grad=True)\na, b = Two.apply(w)\nloss = (a * b).sum()\n"
+    )
+    assert [(report[name].line, report[name].op) for name in ("a", "b")] == [(9, "Two"), (9, "Two")]
+    assert report["b"].grad.values == (2.0, 2.0)
+
+
+def test_an_item_that_is_changed_in_place_is_told_apart_from_its_tensor() -> None:
+    """`x[0] += 1`: the item's version and the tensor's version are two rows of their own shapes."""
+    report, _ = run_traced("w = torch.ones(2, 3, requires_grad=True)\nx = w * 2\nx[0] += 1\nloss = x.sum()\n")
+    assert all(found.shape == (2, 3) for found in report.rows if found.name == "x")
+    assert report["x"].grad is not None
