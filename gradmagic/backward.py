@@ -298,7 +298,7 @@ def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder
         recorder: knows which tensors this cell made, and when.
     """
     made = [
-        (entry.place.last_clock, tensor)
+        (tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else 0, tensor)
         for tensor, entry in recorder.alive()
         if entry.place is not None and is_scalar(tensor) and recorder.made_here(tensor)
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from .places import Gradient, InnerNode, Path
 from .recorder import Recorder
@@ -126,12 +127,12 @@ class Listener:
         for key, step in steps.items():
             owners[key] = self._listen(step.node, owners[step.consumer], leaves)
         self._note_reached(steps)
-        if not self.complete:
+        if not self.complete or any(isinstance(step.node, BackwardCFunction) for step in steps.values()):
             self._listen_at_leaves()
         return leaves
 
     def _listen_at_leaves(self) -> None:
-        """Leaves that lie too deep to be found by the walk; a hook on a leaf needs no look at the graph."""
+        """Leaves that the walk cannot find: too deep, or in a graph that a custom backward makes (checkpoint)."""
         for tensor, entry in self._recorder.alive():
             place = entry.place
             if place is not None and tensor.is_leaf and tensor.requires_grad and place.index not in self.reached:

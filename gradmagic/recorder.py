@@ -186,7 +186,10 @@ class Recorder(TorchFunctionMode):
             return
         path = self._path(sys._getframe(2))
         if path.function_apply is not None:
-            self._inside_function(path)
+            outer = self._inside_function(path)
+            for _, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
+                if tensor.requires_grad and tensor.is_leaf:
+                    self.used(tensor, outer)
             return
         in_place = {id(tensor) for _, tensor in outputs} if changes_in_place(func, kwargs) else frozenset()
         if in_place and not torch.is_grad_enabled() and not any(self.entry(tensor) for _, tensor in outputs):
@@ -336,6 +339,7 @@ class Recorder(TorchFunctionMode):
             after = self.places[self._sequence[later][1]].order
             before = self.places[self._sequence[later - 1][1]].order if later else after - 1
             place.order = (before + after) / 2
+        place.last_clock = self.places[self._sequence[later - 1][1]].last_clock if later else 0
         self._sequence.insert(later, mark)
 
     # ---- outputs
@@ -517,7 +521,7 @@ class Recorder(TorchFunctionMode):
             path.outer_module = self.modules.see(outside, found)
         return path
 
-    def _inside_function(self, path: Path) -> None:
+    def _inside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
         outer = path.sites[(path.function_apply or 0) + 1 :]
         key = tuple(id(site.code) + site.lasti for site in outer)
@@ -526,6 +530,7 @@ class Recorder(TorchFunctionMode):
         if len(self._applies) > _SWEEP_AT:
             self._applies.clear()
         self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._paths[key]
+        return self._paths[key]
 
     # ---- what is alive
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from plain import run_traced
 
 import gradmagic
@@ -598,7 +599,8 @@ def test_an_embedding_with_a_padding_row_is_traced_without_a_word() -> None:
 def test_all_outputs_of_a_custom_function_are_named_at_their_call() -> None:
     """`a, b = Two.apply(w)`."""
     report, _ = run_traced(
-        "class Two(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x * 2, x * 3\n"
+        "class Two(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n"
+        "        return x * 2, x * 3\n"
         "    @staticmethod\n    def backward(ctx, a, b):\n        return 2 * a + 3 * b\n"
         "w = torch.ones(2, requires_grad=True)\na, b = Two.apply(w)\nloss = (a * b).sum()\n"
     )
@@ -611,3 +613,27 @@ def test_an_item_that_is_changed_in_place_is_told_apart_from_its_tensor() -> Non
     report, _ = run_traced("w = torch.ones(2, 3, requires_grad=True)\nx = w * 2\nx[0] += 1\nloss = x.sum()\n")
     assert all(found.shape == (2, 3) for found in report.rows if found.name == "x")
     assert report["x"].grad is not None
+
+
+def test_a_scalar_that_unseen_code_made_earlier_is_not_taken_for_the_last() -> None:
+    """`aux` comes out of a custom Function that no torch call uses; `loss` is made after it."""
+    report, _ = run_traced(
+        "class Same(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x.clone()\n"
+        "    @staticmethod\n    def backward(ctx, g):\n        return g\n"
+        "w = torch.ones(2, requires_grad=True)\naux = Same.apply(w.sum())\nloss = (w * w).sum()\n"
+    )
+    assert report.root is not None
+    assert report.root.name == "loss"
+    assert report["aux"].reason == "unused"
+    assert report.candidates == ("aux",)
+
+
+def test_parameters_inside_a_reentrant_checkpoint_have_their_gradient() -> None:
+    """Their graph is made only while backward runs; the outer one does not know them."""
+    source = (
+        "lin = torch.nn.Linear(3, 3)\nx = torch.randn(2, 3, requires_grad=True)\n"
+        "b = torch.utils.checkpoint.checkpoint(lin, x, use_reentrant=True)\nloss = b.sum()\nloss.backward()\n"
+    )
+    report, namespace = run_traced(source)
+    assert report["lin.weight"].reason is None
+    assert report["lin.weight"].grad.norm == namespace["lin"].weight.grad.norm().item()

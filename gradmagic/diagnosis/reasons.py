@@ -36,7 +36,7 @@ def explain(run: RunFacts) -> list[Verdict]:
     for index, row in enumerate(run.rows):
         # A constant's reason may come from the constants it was made from, which stand before it.
         asks_not = row.kind == "constant" and not row.has_gradient
-        verdicts.append(_constant(index, row, verdicts) if asks_not else Verdict(None))
+        verdicts.append(_constant(index, row, verdicts, run.rows) if asks_not else Verdict(None))
     consumers = _consumers(run.rows)
     for index, row in enumerate(run.rows):
         if verdicts[index].reason is None:
@@ -47,12 +47,12 @@ def explain(run: RunFacts) -> list[Verdict]:
 # ---- rows that do not ask for a gradient
 
 
-def _constant(index: int, row: RowFacts, before: list[Verdict]) -> Verdict:
+def _constant(index: int, row: RowFacts, before: list[Verdict], rows: tuple[RowFacts, ...]) -> Verdict:
     if row.transformed:
         return Verdict("inside_transform", index, note="inside a torch.func transform, which keeps its own gradients")
     if row.input_requires_grad:
         return _cut_here(index, row)
-    inherited = _inherited(row, before)
+    inherited = _inherited(row, before, rows)
     if row.is_parameter:
         return Verdict("frozen", index, note=f"frozen: `{row.label}.requires_grad_(True)` thaws it")
     if inherited is not None:
@@ -98,14 +98,16 @@ def _detached_note(op: str) -> str:
     return f"detached: `.{op}` drops the history"
 
 
-def _inherited(row: RowFacts, before: list[Verdict]) -> Verdict | None:
+def _inherited(row: RowFacts, before: list[Verdict], rows: tuple[RowFacts, ...]) -> Verdict | None:
     """A constant made from values that were cut off shares their reason."""
     for parent in row.parents:
         if parent >= len(before):
             continue
         verdict = before[parent]
         if verdict.reason in _CUTS and not verdict.note.startswith("does not"):
-            return Verdict(verdict.reason, verdict.culprit, verdict.place, "made from values that were cut off")
+            blamed = rows[verdict.culprit if verdict.culprit is not None else parent].location
+            note = f"made from what `{blamed.text}` ({blamed}) cut off"
+            return Verdict(verdict.reason, verdict.culprit, verdict.place, note)
     return None
 
 
