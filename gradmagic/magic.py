@@ -151,7 +151,7 @@ def _split(line: str) -> tuple[list[str], str]:
 def _options(parser: Any, words: list[str]) -> Options:
     # A value that starts with a dash (-b "-loss") would pass for an option unless it hangs on its own.
     attached = _with_values_attached(words)
-    _check_repeated(attached)
+    _check_repeated(attached)  # a short option's value hangs on without a sign between
     parser.allow_abbrev = False  # `--back loss` would leave its value behind
     arguments = vars(parser.parse_args(attached))
     arguments.pop("statement")
@@ -176,7 +176,7 @@ def _with_values_attached(words: list[str]) -> list[str]:
 
 
 def _check_repeated(words: list[str]) -> None:
-    names = [word.partition("=")[0] for word in words]
+    names = [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words]
     names = [next((both for both in _ALIASES if name in both.split("/")), name) for name in names]
     for name in names:
         if names.count(name) > 1:

@@ -309,8 +309,18 @@ class _Finish:
             if recorder.made_here(tensor) and namespace.name_of(tensor):
                 last = tensor
         if last is None or last.grad_fn is None or last.numel() == 1:
-            return NoRoot("no_root")
+            cut = self._scalar_without_graph(namespace)
+            return NoRoot("scalar_without_graph", cut) if cut else NoRoot("no_root")
         return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), tuple(last.shape))
+
+    def _scalar_without_graph(self, namespace: Namespace) -> str | None:
+        """Name of the last number that this block made and that would be the loss, had its way not been cut."""
+        found = None
+        for tensor, entry in self._state.recorder.alive():
+            made = entry.place is not None and entry.place.adopted is None
+            if made and tensor.numel() == 1 and tensor.is_floating_point() and not tensor.requires_grad:
+                found = namespace.name_of(tensor) or found
+        return found
 
     def _expression_of(self, tensor: Tensor) -> str:
         entry = self._state.recorder.entry(tensor)

@@ -58,6 +58,8 @@ REFUSED = {
     "-q --rows 3": "--rows",
     "-q --sort norm": "--sort",
     "-q --filter y": "--filter",
+    "-o a -o b": "--output",
+    "-b y --backward none": "--backward",
     "y = 3": "y = 3",
 }
 

@@ -637,3 +637,11 @@ def test_parameters_inside_a_reentrant_checkpoint_have_their_gradient() -> None:
     report, namespace = run_traced(source)
     assert report["lin.weight"].reason is None
     assert report["lin.weight"].grad.norm == namespace["lin"].weight.grad.norm().item()
+
+
+def test_a_loss_whose_graph_was_cut_is_not_called_dead() -> None:
+    """It is bound and alive; what is missing is its graph."""
+    report, _ = run_traced("w = torch.ones(2, requires_grad=True)\nloss = (w * 2).detach().sum()\n")
+    assert [found.kind for found in report.findings] == ["scalar_without_graph"]
+    assert "`loss`" in report.findings[0].message
+    assert report["loss"].culprit.line == 2

@@ -82,8 +82,8 @@ _SENTENCES = {
         "{root}.abs().backward()",
     ),
     "root_without_graph": (
-        "Backward cannot start from `{root}` ({where}): it does not require grad, and nothing it was computed "
-        "from does.",
+        "Backward cannot start from `{root}` ({where}): no graph leads to it, because nothing it was computed from "
+        "requires grad, or because the way was cut.",
         "Give one of its inputs `requires_grad=True`, and see the table for the line that cut the graph.",
     ),
     "backward_failed": ("Backward from `{root}` ({where}) failed.", ""),
@@ -118,6 +118,12 @@ _NO_ROOT = {
         "%%gradtrace --backward {subject}.sum()",
         "info",
     ),
+    "scalar_without_graph": (
+        "No backward ran: `{subject}` is a single number, but no graph leads to it. Its way was cut; "
+        "the table says where.",
+        "",
+        "info",
+    ),
     "no_root": (
         "No backward ran: no differentiable scalar of this cell is still alive to start from.",
         "Bind the loss to a name, for example `loss = ...`.",
@@ -130,7 +136,7 @@ _NO_ROOT = {
     ),
     "not_a_tensor": ("`--backward {subject}` is not a tensor, so backward cannot start there.", "", "error"),
     "root_without_graph": (
-        "`--backward {subject}` does not require grad, and nothing it was computed from does.",
+        "No graph leads to `--backward {subject}`: nothing it was computed from requires grad, or the way was cut.",
         "Give one of its inputs `requires_grad=True`, and see the table for the line that cut the graph.",
         "error",
     ),
