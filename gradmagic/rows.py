@@ -47,15 +47,11 @@ class Assembly:
         rows: the rows, in order of first execution.
         passes: the ledger.
         root: index of the row of the last pass' root, or None.
-        facts: what the diagnosis saw.
-        row_of: row index by place index.
     """
 
     rows: list[TensorRow]
     passes: list[BackwardPass]
     root: int | None
-    facts: RunFacts
-    row_of: dict[int, int]
 
 
 class Assembler:
@@ -82,7 +78,7 @@ class Assembler:
         judged = zip(drafts, facts.rows, verdicts, strict=True)
         rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in judged]
         passes = [self._pass(done, rows, row_of) for done in self._ledger.passes]
-        return Assembly(rows, passes, roots[-1] if roots else None, facts, row_of)
+        return Assembly(rows, passes, roots[-1] if roots else None)
 
     # ---- modules and their parameters
 
