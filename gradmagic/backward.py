@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .graph import Listener
+from .accumulation import GradientBook
+from .births import BirthPoint
+from .failures import PassFailure, UnseenChange, failure_of, unseen_changes
+from .graph import Listener, nodes_below
 from .guest import GuestParty, guest_of
 from .operations import tensors_in
 from .places import Gradient, Path, Place
@@ -35,7 +38,12 @@ class Pass:
         reached: places on the way from the roots to the leaves.
         received_by: places that a gradient arrived at.
         complete: whether the graph was followed to its ends.
-        value: weak look-up of the root, for its value.
+        value: the root's value, when it is one number that costs no wait.
+        shape: shape of the root.
+        asked: places that ``autograd.grad`` was asked for, or that ``inputs=`` named.
+        failure: where in the graph it stopped with an error, or None.
+        births: where gradients went bad.
+        unseen: saved tensors that were changed where autograd does not look.
     """
 
     roots: list[Place]
@@ -50,6 +58,11 @@ class Pass:
     complete: bool = True
     seconds: float = 0.0
     error: str | None = None
+    shape: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
+    failure: PassFailure | None = None
+    births: list[BirthPoint] = field(default_factory=list)
+    unseen: list[UnseenChange] = field(default_factory=list)
 
 
 class Ledger:
@@ -57,10 +70,12 @@ class Ledger:
 
     Attributes:
         passes: the passes.
+        book: what the ``.grad`` of each leaf is made of.
     """
 
     def __init__(self, zero_grad: bool) -> None:
         self.passes: list[Pass] = []
+        self.book = GradientBook()
         self._zero_grad = zero_grad
         self._zeroed: set[int] = set()
         self._recorder: Recorder | None = None
@@ -76,6 +91,7 @@ class Ledger:
     def watch(self, recorder: Recorder) -> None:
         """Work for this recorder."""
         self._recorder = recorder
+        recorder.on_update = self.book.updated
 
     def release(self) -> None:
         """Let go of the recorder."""
@@ -133,12 +149,13 @@ class Ledger:
             yield None
             return
         # Two frames of contextlib and one of ours lie between here and the recorder's handler.
-        with self._listening(recorder, recorder.here(4), function, [t for _, t in tensors_in(roots)]) as done:
+        with self._listening(recorder, recorder.paths.here(4), function, [t for _, t in tensors_in(roots)]) as done:
             keep, create = keeps
             done.frees_graph = not (create if keep is None else keep)
             if inputs is not None:
                 entries = [recorder.entry(tensor) for _, tensor in tensors_in(inputs)]
-                done.limited = {entry.place.index for entry in entries if entry and entry.place}
+                done.asked = tuple(entry.place.index for entry in entries if entry and entry.place)
+                done.limited = set(done.asked)
             yield done
 
     @contextmanager
@@ -155,21 +172,37 @@ class Ledger:
             yield done
         except BaseException as error:  # noted, and passed on: the person's own
             done.error = f"{type(error).__name__}: {error}"
+            self._note_failure(recorder, listener, done, roots, error)
             raise
         finally:
             done.seconds = time.perf_counter() - start
             listener.detach()
             done.received_by |= listener.received_by
+            done.births = listener.watch.births
+
+    @staticmethod
+    def _note_failure(
+        recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor], error: BaseException
+    ) -> None:
+        try:
+            with torch._C.DisableTorchFunction():
+                done.failure = failure_of(recorder, roots, listener.now_at, error)
+        except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
+            recorder.failures.append(f"backward: {type(fault).__name__}: {fault}")
 
     def _prepare(self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor]) -> None:
         try:
-            leaves = listener.attach(roots)
+            steps, listener.complete = nodes_below(roots)
+            done.unseen = unseen_changes(recorder, steps)
+            leaves = listener.attach(roots, steps)
             done.reached, done.complete = listener.reached, listener.complete
             done.roots = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
             done.value = _scalar(roots)
+            done.shape = tuple(roots[0].shape) if len(roots) == 1 and not roots[0].is_nested else ()
             if done.function == "backward":
                 recorder.retain()
                 self._clear(leaves)
+                self._keep_book(recorder, leaves)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not keep backward from running
             recorder.failures.append(f"backward: {type(error).__name__}: {error}")
 
@@ -182,6 +215,12 @@ class Ledger:
                 self._zeroed.add(id(leaf))
                 leaf.grad = None
 
+    def _keep_book(self, recorder: Recorder, leaves: Sequence[Tensor]) -> None:
+        for leaf in leaves:
+            entry = recorder.entry(leaf)
+            if entry is not None and entry.place is not None:
+                self.book.before_pass(leaf, entry.place.index, len(self.passes) - 1)
+
     # ---- the pass that gradtrace runs
 
     def run(self, root: Tensor) -> None:
@@ -193,7 +232,7 @@ class Ledger:
         recorder = self._recorder
         if recorder is None:
             return
-        path = recorder.here()
+        path = recorder.paths.here(1)
         try:
             with self._listening(recorder, path, "backward", [root]) as done:
                 done.path, done.frees_graph = None, False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import re
 import sys
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from IPython.core.displayhook import DisplayHook
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+
+from .history import EarlierCell
 
 Mode = Literal["exec", "single", "eval"]
 
@@ -93,6 +96,19 @@ def execution_count(shell: InteractiveShell, file: str) -> int | None:
     name = shell.compile.format_code_name(file)
     found = re.search(r"\d+", name[1]) if name is not None else None
     return int(found.group()) if found is not None else None
+
+
+def earlier_cells(shell: InteractiveShell) -> list[EarlierCell]:
+    """The cells that ran before the running one, the oldest first, as Python: a magic on top is a comment."""
+    history = shell.history_manager
+    raw = list(history.input_hist_raw)[1 : shell.execution_count] if history is not None else []
+    cells = []
+    for number, source in enumerate(raw, start=1):
+        head, newline, body = source.partition("\n")
+        text = f"# {head}\n{body}" if head.startswith("%%") and newline else source
+        with contextlib.suppress(SyntaxError):  # a cell that did not run has bound nothing
+            cells.append(EarlierCell(number, shell.transform_cell(text)))
+    return cells
 
 
 def _transformed(shell: InteractiveShell, above: str, code: str) -> str:

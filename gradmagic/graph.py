@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from .births import BirthWatch, Owner
 from .places import Gradient, InnerNode, Path
 from .recorder import Recorder
 from .statistics import Pending, measure
@@ -23,62 +24,69 @@ from .statistics import Pending, measure
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _FOLLOWED = 15_000
 """How deep below a root the graph is walked; with `recorder.DEEPEST` this keeps below what PyTorch can free again."""
-_Owner = tuple[int, int]
-"""Index of a place, and which of its occurrences."""
 
 
 class _KnownNode:
     """Prehook of a node whose outputs have places."""
 
-    __slots__ = ("grad_fn", "layout", "listener", "marks")
+    __slots__ = ("grad_fn", "key", "layout", "listener", "marks")
 
-    def __init__(self, listener: Listener, node: Any, marks: dict[int, _Owner]) -> None:
+    def __init__(self, listener: Listener, node: Any, marks: dict[int, Owner]) -> None:
         self.listener = listener
+        self.key = id(node)
         self.marks = marks
         self.grad_fn = _name_of(node)
         # AccumulateGrad stores the gradient in the leaf's own memory layout.
         self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        self.listener.now_at = self.key
+        found = []
         for output, gradient in enumerate(gradients):
             if gradient is None:
                 continue
             if output in self.marks:
-                self.listener.received(*self.marks[output], gradient, self.layout)
+                found.append(self.listener.received(*self.marks[output], gradient, self.layout))
             else:
-                self.listener.received_unclaimed(self, output, gradient)
+                found.append(self.listener.received_unclaimed(self, output, gradient))
+        self.listener.watch.received(self.key, [pending for pending in found if pending is not None])
 
 
 class _InnerHook:
     """Prehook of a node that Python never saw."""
 
-    __slots__ = ("inner", "listener")
+    __slots__ = ("inner", "key", "listener")
 
-    def __init__(self, listener: Listener, inner: InnerNode) -> None:
+    def __init__(self, listener: Listener, node: Any, inner: InnerNode) -> None:
         self.listener = listener
+        self.key = id(node)
         self.inner = inner
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        for output, gradient in enumerate(gradients):
-            if gradient is not None:
-                self.listener.received_inside(self.inner, output, gradient)
+        self.listener.now_at = self.key
+        found = [
+            self.listener.received_inside(self.inner, output, gradient)
+            for output, gradient in enumerate(gradients)
+            if gradient is not None
+        ]
+        self.listener.watch.received(self.key, [pending for pending in found if pending is not None])
 
 
 @dataclass(slots=True)
-class _Step:
-    """A node on the way: what it was first reached from, and which of its outputs are used."""
+class Step:
+    """A node on the way: from which nodes it is reached (the first one first), and which of its outputs are used."""
 
     node: Any
-    consumer: int | None
+    consumers: list[int]
     outputs: set[int]
 
 
-def _collect(roots: Sequence[Tensor]) -> tuple[dict[int, _Step], bool]:
+def nodes_below(roots: Sequence[Tensor]) -> tuple[dict[int, Step], bool]:
     """Every node below the roots by its ``id``, each after a node that consumes it; and whether that is all.
 
     Not recursive: graphs are deep. Those deeper than `_FOLLOWED` are not followed to their ends.
     """
-    steps: dict[int, _Step] = {}
+    steps: dict[int, Step] = {}
     pending: list[tuple[Any, int, int | None, int]] = [(_node_of(root), root.output_nr, None, 0) for root in roots]
     complete = True
     while pending:
@@ -87,8 +95,10 @@ def _collect(roots: Sequence[Tensor]) -> tuple[dict[int, _Step], bool]:
             continue
         if id(node) in steps:
             steps[id(node)].outputs.add(output)
+            if consumer is not None:
+                steps[id(node)].consumers.append(consumer)
             continue
-        steps[id(node)] = _Step(node, consumer, {output})
+        steps[id(node)] = Step(node, [] if consumer is None else [consumer], {output})
         if depth == _FOLLOWED:
             complete = False
             continue
@@ -100,36 +110,50 @@ class Listener:
     """Walks the graph of one pass, hooks its nodes, and takes the hooks off again.
 
     Attributes:
-        complete: whether the graph was walked to its ends.
+        complete: whether the graph is walked to its ends.
         reached: indices of the places on the way from the roots to the leaves.
         received_by: indices of the places a gradient arrived at.
+        now_at: ``id`` of the node that is running, or ran last.
+        watch: where gradients went bad.
     """
 
     def __init__(self, recorder: Recorder, pass_index: int, path: Path) -> None:
+        """Prepare to listen to pass `pass_index`, which is run at `path`."""
         self._recorder = recorder
         self._pass = pass_index
         self._path = path
         self._handles: list[Any] = []
         self._inner_counts: dict[tuple[int, int], int] = {}
-        self._marks: dict[int, dict[int, _Owner]] = {}
+        self._marks: dict[int, dict[int, Owner]] = {}
         self.complete = True
         self.reached: set[int] = set()
         self.received_by: set[int] = set()
+        self.now_at: int | None = None
+        self.watch = BirthWatch({})
 
-    def attach(self, roots: Sequence[Tensor]) -> list[Tensor]:
+    def attach(self, roots: Sequence[Tensor], steps: dict[int, Step]) -> list[Tensor]:
         """Hook every node below the roots; returns the leaves found."""
         for root in roots:
             self._recorder.used(root, self._path)
-        steps, self.complete = _collect(roots)
         self._take_in_persons(steps)
         leaves: list[Tensor] = []
-        owners: dict[int | None, _Owner | None] = {None: None}
+        self.watch = BirthWatch({key: step.consumers for key, step in steps.items()})
+        owners: dict[int, Owner | None] = {}
         for key, step in steps.items():
-            owners[key] = self._listen(step.node, owners[step.consumer], leaves)
+            consumer = owners[step.consumers[0]] if step.consumers else None
+            owners[key] = owner = self._listen(step.node, consumer, leaves)
+            self._watch(step.node, key, owner)
         self._note_reached(steps)
         if not self.complete or any(isinstance(step.node, BackwardCFunction) for step in steps.values()):
             self._listen_at_leaves()
         return leaves
+
+    def _watch(self, node: Any, key: int, owner: Owner | None) -> None:
+        name = _name_of(node)
+        self.watch.know(key, owner, name)
+        handle = self.watch.look_after(node, key, name)
+        if handle is not None:
+            self._handles.append(handle)
 
     def _listen_at_leaves(self) -> None:
         """Leaves that the walk cannot find: too deep, or in a graph that a custom backward makes (checkpoint)."""
@@ -142,13 +166,13 @@ class Listener:
     def _received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
         self.received(place, occurrence, gradient, None)
 
-    def _take_in_persons(self, steps: dict[int, _Step]) -> None:
+    def _take_in_persons(self, steps: dict[int, Step]) -> None:
         """Tensors of an earlier cell that the person's variables hold are rows, when the pass goes through them."""
         recorder = self._recorder
         for tensor in recorder.persons_tensors():
             recorder.take_in(tensor, self._path, lambda found: id(found.grad_fn) in steps)
 
-    def _note_reached(self, steps: dict[int, _Step]) -> None:
+    def _note_reached(self, steps: dict[int, Step]) -> None:
         """Of a node with several outputs, only those that somebody used lie on the way."""
         for key, step in steps.items():
             marks = self._marks.get(key) or {}
@@ -161,7 +185,7 @@ class Listener:
             handle.remove()
         self._handles.clear()
 
-    def _listen(self, node: Any, consumer: _Owner | None, leaves: list[Tensor]) -> _Owner | None:
+    def _listen(self, node: Any, consumer: Owner | None, leaves: list[Tensor]) -> Owner | None:
         """Hook one node; returns the place it belongs to, which also owns the unseen nodes behind it."""
         recorder = self._recorder
         marks = recorder.marks(node)
@@ -184,12 +208,12 @@ class Listener:
         self._handles.append(node.register_prehook(_KnownNode(self, node, marks)))
         return next(iter(marks.values()))
 
-    def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, _Owner] | None:
+    def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
         place = self._recorder.used(leaf, path)
         entry = self._recorder.entry(leaf)
         return {0: (place.index, entry.occurrence)} if place is not None and entry is not None else None
 
-    def _listen_inside(self, node: Any, consumer: _Owner | None) -> _Owner | None:
+    def _listen_inside(self, node: Any, consumer: Owner | None) -> Owner | None:
         if consumer is None:
             return None
         # The k-th unseen node of every occurrence is the same inner step.
@@ -201,29 +225,31 @@ class Listener:
             steps.append(InnerNode(name, shapes_of(node)))
         elif steps[number].grad_fn != name:
             steps.insert(number, InnerNode(name, shapes_of(node)))
-        self._handles.append(node.register_prehook(_InnerHook(self, steps[number])))
+        self._handles.append(node.register_prehook(_InnerHook(self, node, steps[number])))
         return consumer
 
-    def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> None:
+    def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
         """A gradient arrived at an occurrence of a place."""
         pending = self._measured(gradient, layout)
         if pending is not None:
             self.received_by.add(place)
             self._recorder.places[place].gradients.append(Gradient(self._pass, occurrence, pending))
+        return pending
 
-    def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> None:
+    def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> Pending | None:
         """A gradient arrived at an output of a known node that Python never got."""
         place = self._recorder.places[next(iter(known.marks.values()))[0]]
         if place.unclaimed is None:
             place.unclaimed = InnerNode(known.grad_fn, {})
         place.unclaimed.shapes[output] = tuple(gradient.shape)
-        self.received_inside(place.unclaimed, output, gradient)
+        return self.received_inside(place.unclaimed, output, gradient)
 
-    def received_inside(self, inner: InnerNode, output: int, gradient: Tensor) -> None:
+    def received_inside(self, inner: InnerNode, output: int, gradient: Tensor) -> Pending | None:
         """A gradient arrived at an inner step."""
         pending = self._measured(gradient, None)
         if pending is not None:
             inner.received[output] = pending
+        return pending
 
     def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
         try:

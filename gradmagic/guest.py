@@ -38,13 +38,20 @@ class GuestGradient:
         else:
             self.leave()
 
+    def makes_way_for(self) -> Tensor | None:
+        """What ``.grad`` will hold once the guest has left."""
+        tensor, guest = self._tensor(), self._gradient()
+        if tensor is not None and guest is not None and tensor.grad is guest and version_of(guest) == self._version:
+            return self._before
+        return tensor.grad if tensor is not None else None
+
     def leave(self) -> None:
         """Put back what ``.grad`` held before, unless the person has changed it."""
         self._handle.remove()
         self._party.forget(self)
-        tensor, guest = self._tensor(), self._gradient()
-        if tensor is not None and guest is not None and tensor.grad is guest and version_of(guest) == self._version:
-            tensor.grad = self._before
+        tensor, before = self._tensor(), self.makes_way_for()
+        if tensor is not None and tensor.grad is not before:
+            tensor.grad = before
         self._before = None
 
 

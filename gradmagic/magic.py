@@ -21,7 +21,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
-from .cell import Cell, cell_of, execution_count, pass_on, statement_of
+from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, statement_of
 
 if TYPE_CHECKING:
     from .report import Report
@@ -42,6 +42,7 @@ class Options:
         output: name to bind the report to, or None.
         quiet: display nothing.
         zero_grad: clear ``.grad`` of the leaves first.
+        values: take statistics of every tensor's own values too.
         all: show also constants and every unnamed row.
         sort: order of the rows, or None for the default.
         rows: most rows to show, or None for no limit.
@@ -52,6 +53,7 @@ class Options:
     output: str | None = None
     quiet: bool = False
     zero_grad: bool = False
+    values: bool = False
     all: bool = False
     sort: Literal["line", "norm", "name"] | None = None
     rows: int | None = None
@@ -77,6 +79,11 @@ class GradtraceMagics(Magics):
     @argument("-q", "--quiet", action="store_true", help="display nothing; .grad is there, and -o still binds")
     @argument("-a", "--all", action="store_true", help="show also constants and every unnamed row")
     @argument("-z", "--zero-grad", action="store_true", help="first clear the .grad of the leaves that are used")
+    @argument(
+        "--values",
+        action="store_true",
+        help="show each tensor's own values too (norm, min, max), and find the first NaN or infinity among them",
+    )
     @argument(
         "--sort",
         choices=("line", "norm", "name"),
@@ -119,8 +126,14 @@ def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
     from .sources import CellSource
     from .tracing import trace
 
-    source = CellSource(code.file, lambda file: execution_count(shell, file))
-    run = trace(options.backward, zero_grad=options.zero_grad, namespace=shell.user_ns, cell=source)
+    source = CellSource(code.file, lambda file: execution_count(shell, file), lambda: earlier_cells(shell))
+    run = trace(
+        options.backward,
+        zero_grad=options.zero_grad,
+        values=options.values,
+        namespace=shell.user_ns,
+        cell=source,
+    )
     try:
         with run:
             value = code.run()

@@ -36,12 +36,12 @@ class _Outer:
         if module is outer:
             return ""
         if id(module) not in self.paths and outer is not None:
-            self.paths = {id(child): path for path, child in _named(outer, "named_modules")}
+            self.paths = {id(child): path for path, child in named(outer, "named_modules")}
         return self.paths.get(id(module))
 
 
-def _named(module: Any, method: str) -> list[tuple[str, Any]]:
-    """``module.named_modules()`` or the like; a module may have overridden it with something that fails."""
+def named(module: Any, method: str) -> list[tuple[str, Any]]:
+    """What ``module.named_modules()`` or the like gives; nothing where an override of the person's fails."""
     try:
         return list(getattr(module, method)(remove_duplicate=False))
     except Exception:  # noqa: BLE001 - the person's own override; without names the class name is shown
@@ -74,6 +74,11 @@ class ModuleRegistry:
             self._outers.append(_Outer(module, call))
         return index
 
+    def in_eval_mode(self) -> list[int]:
+        """``id`` of each outermost module that is in eval mode now."""
+        modules = [outer.ref() for outer in self._outers]
+        return [id(module) for module in modules if module is not None and not getattr(module, "training", True)]
+
     def names(self, known: Mapping[int, str], sources: Sources) -> list[str]:
         """A name for each outermost module: from the namespace, else as it was called, else its class."""
         return [self._name(outer, known, sources) for outer in self._outers]
@@ -86,10 +91,17 @@ class ModuleRegistry:
         site = sources.person_site(outer.call)
         return (sources.callee(site) if site is not None else None) or outer.type_name
 
+    def outermost(self, names: list[str]) -> Iterator[tuple[str, Any, tuple[Site, ...]]]:
+        """Every outermost module that still exists: its name, itself, and the call that ran it first."""
+        for outer, name in zip(self._outers, names, strict=True):
+            module = outer.ref()
+            if module is not None:
+                yield name, module, outer.call
+
     def parameters(self, names: list[str]) -> Iterator[tuple[str, Any, tuple[Site, ...], ModuleMark]]:
         """Every parameter of the modules that ran and still exist: full name, parameter, call path, owner."""
         for index, (outer, name) in enumerate(zip(self._outers, names, strict=True)):
             module = outer.ref()
-            for path, parameter in _named(module, "named_parameters") if module is not None else ():
+            for path, parameter in named(module, "named_parameters") if module is not None else ():
                 mark = ModuleMark(index, path.rpartition(".")[0], outer.type_name)
                 yield f"{name}.{path}", parameter, outer.call, mark

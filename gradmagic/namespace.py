@@ -24,11 +24,15 @@ class Namespace:
         tensors: names of each tensor: ``y``, ``hs[3]``, ``state['w']``, ``layer.out``.
         modules: the name of each module.
         found: the named tensors themselves, while the trace is being finished.
+        module_objects: the named modules themselves, likewise.
+        others: optimizers and whatever else was asked for, with their names, likewise.
     """
 
     tensors: dict[int, list[str]] = field(default_factory=dict)
     modules: dict[int, str] = field(default_factory=dict)
     found: list[Any] = field(default_factory=list)
+    module_objects: list[Any] = field(default_factory=list)
+    others: list[tuple[str, Any]] = field(default_factory=list)
 
     def name_of(self, tensor: object) -> str | None:
         """The first name of a tensor, or None."""
@@ -36,7 +40,9 @@ class Namespace:
         return names[0] if names else None
 
 
-def look_through(variables: Mapping[str, Any], is_tensor: _Test, is_module: _Test) -> Namespace:
+def look_through(
+    variables: Mapping[str, Any], is_tensor: _Test, is_module: _Test, is_wanted: _Test = lambda _: False
+) -> Namespace:
     """Collect names level by level: plain variables first, then what lies in containers and attributes."""
     namespace = Namespace()
     visited: set[int] = set()
@@ -47,7 +53,12 @@ def look_through(variables: Mapping[str, Any], is_tensor: _Test, is_module: _Tes
             if is_tensor(value):
                 _note_tensor(namespace, name, value)
             elif is_module(value):
+                if id(value) not in namespace.modules:
+                    namespace.module_objects.append(value)
                 namespace.modules.setdefault(id(value), name)
+            elif id(value) not in visited and is_wanted(value):
+                namespace.others.append((name, value))
+                visited.add(id(value))  # its own state, a dict for each parameter, gives no names
             if depth < _DEPTH and not is_tensor(value) and id(value) not in visited:
                 visited.add(id(value))
                 below.extend(_inside(name, value, is_module(value)))

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .bindings import Position
 
+LEAVES_TORCH = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__complex__", "__index__"})
+"""Methods that hand a tensor's values to plain Python or NumPy, where no gradient can follow them."""
+
 
 def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
     """Every tensor in an operation's result or arguments, with its position."""
@@ -75,3 +78,13 @@ def _nested_sizes(tensor: Tensor) -> list[Any]:
         return list(tensor.shape)
     except RuntimeError:  # strided nested tensors have no shape
         return [tensor.size(0)] + [-1] * (tensor.dim() - 1)
+
+
+def factor_of(name: str, args: tuple[Any, ...]) -> float | None:
+    """The number a tensor is multiplied by in ``loss * 1024`` or ``loss / 4``; None where there is none."""
+    numbers = [float(argument) for argument in args[:2] if type(argument) in (int, float)]
+    if len(numbers) != 1 or (name == "div" and type(args[0]) in (int, float)):
+        return None
+    if name == "mul":
+        return numbers[0]
+    return 1 / numbers[0] if numbers[0] else None

@@ -5,13 +5,16 @@ Nothing here holds a tensor, a frame or a module, except weakly.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
 from .modules import ModuleMark
 from .sources import Site
-from .statistics import Pending
+from .statistics import Pending, PendingActivity
 
 
 class Path:
@@ -55,6 +58,7 @@ class Place:
     """One place in the code that makes one tensor, while the cell still runs. Becomes a `TensorRow`."""
 
     __slots__ = (
+        "activity",
         "adopted",
         "aliases",
         "changed",
@@ -63,9 +67,11 @@ class Place:
         "count",
         "device",
         "dtype",
+        "forward",
         "grad_enabled",
         "grad_fn",
         "gradients",
+        "heir",
         "index",
         "inference",
         "inherits",
@@ -76,6 +82,8 @@ class Place:
         "is_parameter",
         "last_clock",
         "leaf_view",
+        "leaves_torch",
+        "number",
         "op",
         "order",
         "parents",
@@ -90,7 +98,7 @@ class Place:
         "unclaimed",
     )
 
-    def __init__(self, index: int, path: Path, op: str, position: Position) -> None:
+    def __init__(self, index: int, path: Path, op: str, position: Position) -> None:  # noqa: PLR0915 - one line a field
         self.index = index
         self.order = float(index)
         """Place in the order of execution; one that only the walk of the graph found stands before its consumer."""
@@ -125,8 +133,52 @@ class Place:
         """A new version that came about because a view of the tensor was changed in place."""
         self.successor: Place | None = None
         """...and that version."""
+        self.heir: Place | None = None
+        """For a view that was changed in place: the new version of what it is a view of."""
         self.cleared: tuple[int, Path] | None = None
         """When and where its ``.grad`` was last set to None."""
+        self.leaves_torch = False
+        """No tensor, but what ``.item()`` and the like gave: a number, list or array."""
+        self.number: float | None = None
+        """A number that its inputs were multiplied by."""
+        self.activity: PendingActivity | None = None
+        """For an activation function: how it answered, the last time."""
+        self.forward: Pending | None = None
+        """Statistics of its own values: of the first occurrence that was not finite, else of the last."""
+
+    def see_values(self, values: Pending, occurrence: int) -> None:
+        """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""
+        if self.forward is None or not occurrence or not self.forward.is_bad():
+            self.forward = values
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A tensor that an operation was given: its place, which argument of how many it was, and what it was like."""
+
+    place: int | None
+    argument: tuple[int, int]
+    dtype: str
+    device: str
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor, place: int | None, argument: tuple[int, int]) -> Self:
+        """Describe a tensor."""
+        shape = () if tensor.is_nested else tuple(tensor.shape)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(place, argument, dtype, str(tensor.device), shape, tensor.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """A torch function that raised: the ``id`` of the exception, what was called, where, and with what."""
+
+    error: int
+    op: str
+    path: Path
+    given: tuple[Given, ...]
 
 
 class Entry:

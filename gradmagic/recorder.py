@@ -21,18 +21,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
+from .changes import Change, ChangeLog
 from .modules import ModuleRegistry
 from .operations import (
+    LEAVES_TORCH,
     argument_of,
     changes_in_place,
+    factor_of,
     inside_transform,
     op_name,
     shape_of,
     takes_shape_only,
     tensors_in,
 )
-from .places import Entry, Path, Place, version_of
-from .sources import Site
+from .paths import Paths
+from .places import Entry, FailedCall, Given, Path, Place, version_of
+from .statistics import ACTIVATIONS, activity, measure
 
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Runs a torch function in the recorder's place: gets what calls it with its arguments, and the arguments."""
@@ -41,8 +45,6 @@ _CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
 _CALL_NAME = "<gradtrace call>"
 _HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
 
-_MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
-_FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
 _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
@@ -72,6 +74,7 @@ class Recorder(TorchFunctionMode):
         boundary: FrameType | None,
         interceptors: dict[Any, Interceptor],
         variables: Callable[[], Mapping[str, Any]],
+        with_values: bool = False,
     ) -> None:
         """Prepare a recorder.
 
@@ -79,22 +82,26 @@ class Recorder(TorchFunctionMode):
             boundary: frames from this one outwards are not the cell's.
             interceptors: torch functions that are run by somebody else (backward), by function.
             variables: gives the person's variables.
+            with_values: take statistics of every tensor's own values as well.
         """
         super().__init__()
         self.places: list[Place] = []
         self.modules = ModuleRegistry()
+        self.paths = Paths(boundary, self.modules)
+        self.changes = ChangeLog()
         self.failures: list[str] = []
+        self.failed_call: FailedCall | None = None
+        self.on_update: Callable[[Place, Path], None] | None = None
+        """Told of every in-place change of a leaf that requires a gradient: an optimizer's step, or one by hand."""
         self.clock = 0
+        self.with_values = with_values
         self.mark = object()
         """Key of this recorder's marks in ``node.metadata``."""
-        self._boundary = boundary
         self._interceptors = interceptors
         self._variables = variables
-        self._paths: dict[tuple[int, ...], Path] = {}
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
         self._sweep_at = _SWEEP_AT
-        self._applies: dict[int, Path] = {}
         self._calls: dict[int, tuple[Callable[..., Any], CodeType]] = {}
         self._depth = 1
         """Depth of the operation that is being recorded; see `Entry`."""
@@ -125,12 +132,11 @@ class Recorder(TorchFunctionMode):
 
     def release(self) -> None:
         """Let go of the boundary frame and everything that only mattered while the cell ran."""
-        self._boundary = None
         self._interceptors = {}
         self._variables = dict
-        self._paths.clear()
+        self.on_update = None
+        self.paths.release()
         self._by_key.clear()
-        self._applies.clear()
         self._calls.clear()
 
     def tick(self) -> int:
@@ -152,11 +158,16 @@ class Recorder(TorchFunctionMode):
             result = call(func, args, kwargs) if interceptor is None else interceptor(partial(call, func), args, kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
             error.__traceback__ = _without_our_frames(error.__traceback__)
+            self._note_failed(func, args, kwargs, error)
             raise
-        if result is None or isinstance(result, (Tensor, tuple, list, dict)):
+        leaves = getattr(func, "__name__", "") in LEAVES_TORCH
+        if leaves or result is None or isinstance(result, (Tensor, tuple, list, dict)):
             try:
                 with torch._C.DisableTorchFunction():
-                    self._record(func, args, kwargs, result)
+                    if leaves:
+                        self._left_torch(op_name(func), args)
+                    else:
+                        self._record(func, args, kwargs, result)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
                 self.failures.append(f"{op_name(func)}: {type(error).__name__}: {error}")
         return result
@@ -184,9 +195,9 @@ class Recorder(TorchFunctionMode):
         outputs = self._outputs(func, name, args, result)
         if not outputs:
             return
-        path = self._path(sys._getframe(2))
+        path = self.paths.of(sys._getframe(2))
         if path.function_apply is not None:
-            outer = self._inside_function(path)
+            outer = self.paths.outside_function(path)
             for _, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
                 if tensor.requires_grad and tensor.is_leaf:
                     self.used(tensor, outer)
@@ -200,6 +211,70 @@ class Recorder(TorchFunctionMode):
         fold = len(outputs) > _FOLDED_OUTPUTS
         for position, tensor in outputs:
             self._output(path, name, () if fold else position, tensor, parents, differentiable)
+        for _, tensor in outputs if in_place else ():
+            self._changed(tensor, path, name)
+        if differentiable:
+            self._note_operation(name, args, kwargs, outputs[0][1])
+
+    def _left_torch(self, name: str, args: tuple[Any, ...]) -> None:
+        """``.item()`` and the like: what comes out is no tensor, and no gradient follows it."""
+        tensor = args[0]
+        entry = self.entry(tensor)
+        made_here = entry is not None and entry.place is not None and bool(entry.place.parents)
+        if not (tensor.requires_grad or made_here):
+            return
+        path = self.paths.of(sys._getframe(2))
+        parent = self.used(tensor, path, (0, len(args)))
+        place = self._place(path, name, ())
+        place.leaves_torch = True
+        place.count += 1
+        place.last_clock = self.tick()
+        place.parents.update(() if parent is None else (parent.index,))
+        place.input_requires_grad = place.input_requires_grad or tensor.requires_grad
+
+    def _changed(self, tensor: Tensor, path: Path, name: str) -> None:
+        """Remember who changed a tensor in place, and tell whom it concerns when that is an update of a leaf."""
+        entry = self.entry(tensor)
+        place = entry.place if entry is not None else None
+        if place is None:
+            return
+        base = self.entry(tensor._base) if tensor._base is not None else None
+        base_place = base.place if base is not None else None
+        unseen = place.op == "data"
+        of_base = base_place.index if base_place is not None else None
+        change = Change(place.index, of_base, version_of(tensor), path, name, self.tick(), unseen)
+        self.changes.note(tensor, change)
+        leaves = [self.places[index] for index in place.parents] if unseen else [place]
+        for leaf in leaves if self.on_update is not None else ():
+            if leaf.is_leaf and leaf.requires_grad and self.on_update is not None:
+                self.on_update(leaf, path)
+
+    def _note_operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        """What the diagnosis wants to know of some operations: which units answer, what number it multiplies by."""
+        if name not in ACTIVATIONS and name not in ("mul", "div"):
+            return
+        entry = self.entry(result)
+        place = entry.place if entry is not None else None
+        if place is None or place.transformed:
+            return
+        if name in ACTIVATIONS:
+            place.activity = activity(name, args, kwargs, result) or place.activity
+        elif (factor := factor_of(name, args)) is not None:
+            place.number = factor
+
+    def _note_failed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException) -> None:
+        """What a torch function was given when it raised, should this be what ends the cell."""
+        try:
+            with torch._C.DisableTorchFunction():
+                given = []
+                path = self.paths.of(sys._getframe(2))
+                for position, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
+                    argument = argument_of(position, args)
+                    place = self.used(tensor, path, argument)
+                    given.append(Given.of(tensor, place.index if place is not None else None, argument))
+                self.failed_call = FailedCall(id(error), op_name(func), path, tuple(given))
+        except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
+            self.failures.append(f"{op_name(func)}: {type(fault).__name__}: {fault}")
 
     def _outputs(self, func: Any, name: str, args: tuple[Any, ...], result: Any) -> list[tuple[Position, Tensor]]:
         method = getattr(func, "__name__", "")
@@ -221,7 +296,7 @@ class Recorder(TorchFunctionMode):
             return
         entry = self.entry(args[0])
         if entry is not None and entry.place is not None:
-            entry.place.cleared = (self.tick(), self._path(sys._getframe(4)))
+            entry.place.cleared = (self.tick(), self.paths.of(sys._getframe(4)))
 
     # ---- inputs
 
@@ -292,7 +367,7 @@ class Recorder(TorchFunctionMode):
     def _changed_unseen(self, before: Place, tensor: Tensor, node: Any, path: Path) -> Place:
         """A custom ``autograd.Function`` that marks its input dirty, or the like: a new version of the tensor."""
         name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
-        applied = self._applies.get(node._sequence_nr()) if name else None
+        applied = self.paths.applied(node) if name else None
         self._new_version(before, applied or path, name or "changed in place", (), tensor, [])
         return self.places[before.successor.index] if before.successor is not None else before
 
@@ -318,7 +393,7 @@ class Recorder(TorchFunctionMode):
             self._remember(tensor, self.places[index], occurrence)
             return self.places[index]
         name = getattr(getattr(node, "_forward_cls", None), "__name__", "")
-        applied = self._applies.get(node._sequence_nr()) if node is not None and name else None
+        applied = self.paths.applied(node) if node is not None and name else None
         if applied is not None:
             several = len(node._input_metadata) > 1 if node is not None else False
             place = self._place(applied, name, (tensor.output_nr,) if several else ())
@@ -392,6 +467,7 @@ class Recorder(TorchFunctionMode):
         base_entry = self.entry(base) if base is not None else None
         if base is not None and base_entry is not None and base_entry.place is not None:
             self._new_version(base_entry.place, path, f"{name} {_ON_A_VIEW}", (), base, parents)
+            before.heir = base_entry.place.successor
 
     def _new_version(
         self, before: Place, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
@@ -422,6 +498,8 @@ class Recorder(TorchFunctionMode):
         place.last_clock = self.tick()
         self._describe(place, tensor)
         self._remember(tensor, place, occurrence)
+        if self.with_values and not place.transformed:
+            place.see_values(measure(tensor), occurrence)
         if self._depth > DEEPEST and tensor.requires_grad:
             # The operation's last node is the newest there is; so its number is known without a look at it.
             newest = torch._C._autograd._get_sequence_nr() - 1
@@ -467,8 +545,7 @@ class Recorder(TorchFunctionMode):
     def function_node(self, node: Any, path: Path) -> Place:
         """The place of a custom ``autograd.Function`` whose output no later torch call and no name holds."""
         name = node._forward_cls.__name__
-        applied = self._applies.get(node._sequence_nr())
-        place = self._place(applied or path, name, ())
+        place = self._place(self.paths.applied(node) or path, name, ())
         place.count += 1
         place.requires_grad = place.input_requires_grad = place.is_floating = True
         place.grad_fn = node.name()
@@ -479,60 +556,15 @@ class Recorder(TorchFunctionMode):
             self._stand_in_order(place, node)
         return place
 
-    # ---- where
-
-    def here(self, depth: int = 1) -> Path:
-        """The path to the code that is running, `depth` frames above the caller."""
-        return self._path(sys._getframe(depth + 1))
-
-    def _path(self, frame: FrameType | None) -> Path:
-        start = frame
-        boundary = self._boundary
-        steps: list[int] = []
-        while frame is not None and frame is not boundary:
-            code = frame.f_code
-            # A code object is larger than its bytecode, so this sum is unique among code objects that are alive.
-            steps.append(id(code) + frame.f_lasti)
-            if code is _MODULE_CALL:
-                steps.append(id(frame.f_locals["self"]))
-            frame = frame.f_back
-        key = tuple(dict.fromkeys(steps))  # recursion is one place, not one per depth
-        path = self._paths.get(key)
-        if path is None:
-            path = self._paths[key] = self._new_path(start)
-        return path
-
-    def _new_path(self, frame: FrameType | None) -> Path:
-        sites: list[Site] = []
-        modules: list[tuple[Any, int]] = []
-        function_apply = None
-        while frame is not None and frame is not self._boundary:
-            site = Site(frame.f_code, frame.f_lasti)
-            if frame.f_code is _MODULE_CALL:
-                modules.append((frame.f_locals["self"], len(sites)))
-            if frame.f_code is _FUNCTION_APPLY and function_apply is None:
-                function_apply = len(sites)
-            sites.append(site)
-            frame = frame.f_back
-        found = tuple(sites)
-        path = Path(found, self.modules.see(modules, found), function_apply)
-        if function_apply is not None:
-            outside = [running for running in modules if running[1] > function_apply]
-            path.outer_module = self.modules.see(outside, found)
-        return path
-
-    def _inside_function(self, path: Path) -> Path:
-        """Remember where a custom Function was applied: its node has the sequence number before ours."""
-        outer = path.sites[(path.function_apply or 0) + 1 :]
-        key = tuple(id(site.code) + site.lasti for site in outer)
-        if key not in self._paths:
-            self._paths[key] = Path(outer, path.outer_module, None)
-        if len(self._applies) > _SWEEP_AT:
-            self._applies.clear()
-        self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._paths[key]
-        return self._paths[key]
-
     # ---- what is alive
+
+    def look_again(self) -> None:
+        """Note what has changed about leaves without any operation: ``model.half()``, ``w.requires_grad = True``."""
+        for tensor, entry in self.alive():
+            place = entry.place
+            if place is not None and tensor.is_leaf and not place.transformed:
+                place.requires_grad, place.shape = tensor.requires_grad, shape_of(tensor)
+                place.dtype, place.device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
 
     def persons_tensors(self) -> list[Tensor]:
         """The tensors that plain variables of the person hold."""

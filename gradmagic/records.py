@@ -42,6 +42,7 @@ class Location:
         cell: execution count of the notebook cell that holds the code, or None for a file.
         own: True when the code stands in the traced cell itself.
         text: source of the statement or expression, on one line.
+        statement: source of the whole statement, on one line; empty for the head of a block.
     """
 
     file: str
@@ -50,6 +51,7 @@ class Location:
     cell: int | None = None
     own: bool = False
     text: str = ""
+    statement: str = ""
 
     def __str__(self) -> str:
         """``line 5`` in the traced cell, ``In [3]:5`` in another cell, ``resnet.py:92`` in a file, ``--backward``."""
@@ -153,6 +155,7 @@ class TensorRow:
         culprit: where the code to blame stands, or None.
         note: one plain remark, with what to write where something can be done; may be empty.
         inner: the inner steps that belong to the row.
+        forward: statistics of the last occurrence's own values, when they were asked for (``--values``), else None.
     """
 
     name: str | None
@@ -175,6 +178,7 @@ class TensorRow:
     culprit: Location | None = None
     note: str = ""
     inner: tuple[InnerStep, ...] = ()
+    forward: GradStats | None = None
     find_tensor: Callable[[], Any] = field(default=_gone, repr=False, compare=False)
 
     @property

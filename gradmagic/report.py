@@ -99,6 +99,8 @@ class Report:
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
         guest: gradtrace ran backward itself; the person's next backward replaces the ``.grad`` it left.
+        scale: what the loss was multiplied by for mixed precision, 1.0 for nothing. The rows hold the gradients as they
+            flowed, with this factor in them; the table shows them divided by it.
         default_dtype: the dtype that goes without saying.
         options: how the report is shown.
     """
@@ -111,6 +113,7 @@ class Report:
     candidates: tuple[str, ...] = ()
     seconds: float = 0.0
     guest: bool = False
+    scale: float = 1.0
     default_dtype: str = "float32"
     options: ReportOptions = field(default_factory=ReportOptions)
 
@@ -170,6 +173,7 @@ class Report:
             "candidates": list(self.candidates),
             "seconds": _plain(self.seconds),
             "guest": self.guest,
+            "scale": _plain(self.scale),
             "default_dtype": self.default_dtype,
             "rows": _plain(self.rows),
         }

@@ -38,6 +38,7 @@ class SourceTree:
     _spans: dict[tuple[int, int, int, int], ast.AST] = field(default_factory=dict)
     _call_ends: dict[tuple[int, int], ast.AST] = field(default_factory=dict)
     _statements: dict[ast.AST, list[ast.stmt]] = field(default_factory=dict)
+    _bodies: dict[ast.AST, list[ast.AST]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, lines: list[str], first: int = 1, last: int | None = None) -> SourceTree | None:
@@ -103,6 +104,20 @@ class SourceTree:
             kinds = (ast.Return, ast.Assign, ast.AugAssign)
             self._statements[scope] = [node for node in walk_scope(scope) if isinstance(node, kinds)]
         return self._statements[scope]
+
+    def statements_in(self, scope: ast.AST) -> list[ast.AST]:
+        """The statements of a function (or module), and its ``:=``, in no particular order."""
+        if scope not in self._bodies:
+            self._bodies[scope] = [node for node in walk_scope(scope) if isinstance(node, (ast.stmt, ast.NamedExpr))]
+        return self._bodies[scope]
+
+    def statement_text(self, node: ast.AST) -> str:
+        """Source of the whole statement a node belongs to; empty for the head of a block, and where it is very long."""
+        statement = self.statement_of(node)
+        if not isinstance(statement, ast.stmt) or isinstance(statement, (*_BLOCKS, ast.ClassDef)):
+            return ""
+        text = self.text(statement)
+        return "" if text.endswith("…") else text
 
     def statement_of(self, node: ast.AST) -> ast.AST:
         """The statement a node belongs to."""

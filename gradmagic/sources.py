@@ -17,6 +17,7 @@ from types import CodeType
 from typing import NamedTuple
 
 from .bindings import Binding, Position
+from .history import EarlierCell
 from .records import Location
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
@@ -35,10 +36,12 @@ class CellSource:
     Attributes:
         file: the file name its code was compiled under.
         number_of: gives the execution count of the notebook cell compiled under a file name, or None.
+        earlier: gives the cells that ran before, the oldest first.
     """
 
     file: str
     number_of: Callable[[str], int | None]
+    earlier: Callable[[], Sequence[EarlierCell]] = tuple
 
 
 class BoundName(NamedTuple):
@@ -62,6 +65,8 @@ class Origin:
     expression: str
     names: tuple[str, ...]
     callee: str
+    tree: SourceTree
+    node: ast.expr
 
 
 class Sources:
@@ -135,14 +140,14 @@ class Sources:
 
     def line(self, site: Site) -> int:
         """Line of a site in its file."""
-        tree, node = self._node(site)
+        tree, node = self.node(site)
         if tree is not None and node is not None:
             return tree.line_of(node)
         return self.span(site)[0] or site.code.co_firstlineno
 
     def expression(self, site: Site) -> str:
         """Source text of a site: the expression if it can be told apart, else the line."""
-        tree, node = self._node(site)
+        tree, node = self.node(site)
         if tree is not None and node is not None:
             return tree.text(self._visible(tree, node))
         line = self.span(site)[0] or 0
@@ -162,6 +167,7 @@ class Sources:
     def location(self, site: Site) -> Location:
         """Where a site stands, with its expression."""
         file = site.code.co_filename
+        tree, node = self.node(site)
         return Location(
             file=file,
             line=self.line(site),
@@ -169,13 +175,19 @@ class Sources:
             cell=self.cell_number(file),
             own=self.is_own(site.code),
             text=self.expression(site),
+            statement=tree.statement_text(node) if tree is not None and node is not None else "",
         )
+
+    def earlier_cells(self) -> Sequence[EarlierCell]:
+        """The cells that ran before the traced one, the oldest first; none where there is no notebook."""
+        return self._cell.earlier() if self._cell is not None else ()
 
     def cell_number(self, file: str) -> int | None:
         """Execution count of the notebook cell with this file name, or None for a real file."""
         return self._cell.number_of(file) if self._cell is not None else None
 
-    def _node(self, site: Site) -> tuple[SourceTree | None, ast.AST | None]:
+    def node(self, site: Site) -> tuple[SourceTree | None, ast.AST | None]:
+        """The syntax at a site, with the tree it belongs to."""
         tree = self.tree(site.code)
         return (tree, tree.node_at(self.span(site))) if tree is not None else (None, None)
 
@@ -211,7 +223,7 @@ class Sources:
         found: list[BoundName] = []
         rounds: Site | None = None
         for site in path:
-            tree, node = self._node(site)
+            tree, node = self.node(site)
             if tree is None or node is None:
                 break
             names, returned, in_loop = self._binding(site, position, tree, node)
@@ -237,12 +249,12 @@ class Sources:
 
     def is_target(self, path: Sequence[Site]) -> bool:
         """Whether the innermost site is what an assignment assigns to."""
-        _, node = self._node(path[0]) if path else (None, None)
+        _, node = self.node(path[0]) if path else (None, None)
         return isinstance(getattr(node, "ctx", None), ast.Store)
 
     def callee(self, site: Site) -> str | None:
         """What is called at a site, as written (``model.encoder``), when it is a plain dotted name."""
-        tree, node = self._node(site)
+        tree, node = self.node(site)
         if tree is None or not isinstance(node, ast.Call):
             return None
         text = tree.text(node.func)
@@ -259,7 +271,7 @@ class Sources:
             given: how many positional arguments the operation received (to tell ``x.sum()`` from ``torch.sum(x)``).
         """
         site = self._calling_site(path)
-        tree, node = self._node(site) if site is not None else (None, None)
+        tree, node = self.node(site) if site is not None else (None, None)
         if site is None or tree is None or node is None:
             return None
         argument = _argument(node, index, given)
@@ -280,7 +292,7 @@ class Sources:
 
     def argument(self, path: Sequence[Site], index: int, given: int) -> str:
         """Source text of argument `index` of the innermost call at `path`; empty where it cannot be told."""
-        tree, node = self._node(path[0]) if path else (None, None)
+        tree, node = self.node(path[0]) if path else (None, None)
         argument = _argument(node, index, given) if node is not None and index >= 0 else None
         return tree.text(argument) if tree is not None and argument is not None else ""
 
@@ -323,8 +335,9 @@ class Sources:
             cell=self.cell_number(file),
             own=file == self._own_file,
             text=text,
+            statement=tree.statement_text(node),
         )
-        return Origin(location, text, names, callee)
+        return Origin(location, text, names, callee, tree, node)
 
 
 def _function_name(code: CodeType) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ class Pending:
         found = cls(None, stats.numel, None)
         found._stats = stats
         return found
+
+    def is_bad(self) -> bool:
+        """Whether NaN or infinities are known of; False while the numbers are still on their device."""
+        return self._stats is not None and bool(self._stats.nan_count or self._stats.inf_count)
+
+    def is_zero(self) -> bool:
+        """Whether every element is known to be exactly zero; False while the numbers are still on their device."""
+        return self._stats is not None and self._stats.numel > 0 and self._stats.zero_fraction == 1.0
 
     def result(self) -> GradStats:
         """The numbers; the first call transfers them."""
@@ -146,3 +154,95 @@ def _stats(numbers: list[float] | None, numel: int, values: tuple[float | comple
         numel=numel,
         values=values,
     )
+
+
+# ---- activation functions
+
+ACTIVATIONS = frozenset({"relu", "relu_", "clamp", "clamp_min", "tanh", "sigmoid", "softmax"})
+"""Operations whose answer tells whether they let a gradient through."""
+
+_PASSES = 0.02
+"""An element is saturated when less than this share of the largest possible slope is left.
+
+That is where ``1 - y**2`` of tanh (whose slope is at most 1), and ``4 * y * (1 - y)`` of sigmoid and softmax (at most
+1/4), fall below 2 %: |tanh| > 0.99, a sigmoid below 0.005 or above 0.995, one probability above 0.995.
+"""
+_TANH = math.sqrt(1 - _PASSES)
+_HALF = _TANH / 2
+
+
+class PendingActivity:
+    """How an activation function answered, possibly still on the device; read like `Pending`."""
+
+    __slots__ = ("_numbers", "samples", "units")
+
+    def __init__(self, numbers: Tensor, units: int, samples: int) -> None:
+        self._numbers: Tensor | list[float] = numbers.tolist() if numbers.device.type == "cpu" else numbers
+        self.units = units
+        self.samples = samples
+
+    def result(self) -> tuple[float, float, float]:
+        """Units that never answer, elements that do not, and how many elements count."""
+        if isinstance(self._numbers, Tensor):
+            self._numbers = self._numbers.tolist()
+        idle, off, counted = self._numbers
+        return idle, off, counted
+
+
+def activity(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> PendingActivity | None:
+    """How many units of an activation's result are zero (relu) or saturated (tanh, sigmoid, softmax).
+
+    A unit is a channel (dimension 1) of a result with four or more dimensions, else a position of the last one; it is
+    idle when that holds for every sample. For softmax each distribution over more than one possibility is a unit.
+
+    Args:
+        name: one of `ACTIVATIONS`.
+        args: what it was called with.
+        kwargs: likewise, by keyword.
+        result: what it gave.
+
+    Returns:
+        None where the call is no activation function (``clamp`` with other bounds) or has nothing to count.
+    """
+    data = result.detach()
+    if data.layout is not torch.strided or data.is_nested or data.is_meta or not data.numel() or data.is_complex():
+        return None
+    if name == "softmax":
+        return _softmax_activity(args, kwargs, data)
+    off = _off(name, args, kwargs, data)
+    if off is None:
+        return None
+    unit = 1 if off.dim() >= 4 else off.dim() - 1
+    others = [dim for dim in range(off.dim()) if dim != unit]
+    idle = off.all(dim=others) if others else off
+    count = off.sum()
+    return PendingActivity(
+        torch.stack([idle.sum(), count, torch.full_like(count, off.numel())]),
+        idle.numel(),
+        off.numel() // max(idle.numel(), 1),
+    )
+
+
+def _off(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Tensor) -> Tensor | None:
+    if name == "tanh":
+        return data.abs() > _TANH
+    if name == "sigmoid":
+        return (data - 0.5).abs() > _HALF
+    if name.startswith("clamp") and _bounds(args, kwargs) != (0, None):
+        return None
+    return data == 0
+
+
+def _bounds(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    low, high = (*args[1:3], None, None)[:2]
+    low, high = kwargs.get("min", low), kwargs.get("max", high)
+    return (low if isinstance(low, (int, float)) else None, high)
+
+
+def _softmax_activity(args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Tensor) -> PendingActivity | None:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if not isinstance(dim, int) or not data.dim() or not isinstance(args[0] if args else None, Tensor):
+        return None
+    possible = (args[0].detach() > -math.inf).sum(dim) > 1
+    saturated = ((data.amax(dim) > 0.5 + _HALF) & possible).sum()
+    return PendingActivity(torch.stack([saturated, saturated, possible.sum()]), possible.numel(), 1)

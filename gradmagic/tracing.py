@@ -17,8 +17,11 @@ from torch import Tensor
 
 from . import modules as _our_module
 from .backward import Ledger, RootChoice, choose_root, is_scalar
-from .diagnosis.passes import NoRoot, explain_no_root, retell_errors
+from .diagnosis.facts import NoRoot
+from .ending import Ending
+from .history import History
 from .namespace import Namespace, look_through
+from .optimizers import OptimizerWatch
 from .places import Path
 from .recorder import Recorder
 from .records import Finding
@@ -55,6 +58,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         backward: str = "auto",
         *,
         zero_grad: bool = False,
+        values: bool = False,
         namespace: Mapping[str, Any] | None = None,
         cell: CellSource | None = None,
     ) -> None:
@@ -64,6 +68,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             backward: ``auto`` (the last scalar, unless the block runs backward itself), ``none``, or an expression
                 that is evaluated after the block.
             zero_grad: clear the ``.grad`` of the leaves used, first.
+            values: take statistics of every tensor's own values too, so that the first NaN or infinity is found.
             namespace: where names are looked up afterwards; the caller's variables by default.
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
         """
@@ -71,6 +76,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self.fault: Exception | None = None
         self._backward = backward
         self._zero_grad = zero_grad
+        self._values = values
         self._namespace = namespace
         self._cell = cell
         self._offered: object = None
@@ -91,12 +97,13 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         frame = sys._getframe(1)
         ledger = Ledger(self._zero_grad)
         variables = _Variables(self._namespace, frame)
-        recorder = Recorder(frame.f_back, ledger.interceptors(), variables.now)
+        recorder = Recorder(frame.f_back, ledger.interceptors(), variables.now, self._values)
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
         self._state = _Running(recorder, ledger, sources, variables)
         self._state.stance = _eager_stance()
+        self._state.optimizers.start()
         recorder.start()
         return self
 
@@ -110,7 +117,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         state.leave()
         variables = state.variables.now()
         offered, self._offered = self._offered, None
-        finish = _Finish(state, self._backward, variables, offered, error)
+        finish = _Finish(state, self._backward, variables, offered, error, traceback)
         try:
             self.report = finish.report()
         except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
@@ -153,10 +160,13 @@ class _Running:
         self.start = time.perf_counter()
         self.stance: Any = None
         self.variables = variables
+        self.optimizers = OptimizerWatch(recorder.paths, recorder.modules)
+        self.grad_mode = torch.is_grad_enabled()
 
     def leave(self) -> None:
         """Stop recording."""
         self.recorder.stop()
+        self.optimizers.stop()
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
 
@@ -190,12 +200,15 @@ class _Finish:
         variables: Mapping[str, Any],
         offered: object,
         error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._state = state
         self._backward = backward
         self._variables = variables
         self._offered = offered
         self._error = error
+        self._traceback = traceback
+        self._cut_root: int | None = None
         self._why: NoRoot | None = None
         self._candidates: tuple[Tensor, ...] = ()
         self._guest = False
@@ -211,13 +224,25 @@ class _Finish:
             self.interrupt = caught  # goes on to the person once the report is made
         with torch._C.DisableTorchFunction():
             state = self._state
-            assembly = Assembler(state.recorder, state.ledger, state.sources, namespace).assemble()
-            return self._finished(assembly, namespace)
+            history = History(state.sources.earlier_cells)
+            assembler = Assembler(state.recorder, state.ledger, state.sources, namespace, history)
+            return self._finished(assembler.assemble(self._ending()), namespace)
+
+    def _ending(self) -> Ending:
+        return Ending(
+            error=self._error,
+            traceback=self._traceback,
+            grad_mode=self._state.grad_mode,
+            optimizers=self._state.optimizers,
+            no_root=self._why,
+            cut_root=self._cut_root,
+        )
 
     def _look(self) -> Namespace:
         """Names in the person's namespace; tensors there that unseen code made in this block become rows."""
         recorder = self._state.recorder
-        namespace = look_through(self._variables, _is_tensor, _is_module)
+        recorder.look_again()
+        namespace = look_through(self._variables, _is_tensor, _is_module, _is_trainer)
         nowhere = Path((), None, None)
         for tensor in namespace.found:
             recorder.take_in(tensor, nowhere, recorder.made_here)
@@ -309,18 +334,19 @@ class _Finish:
             if recorder.made_here(tensor) and namespace.name_of(tensor):
                 last = tensor
         if last is None or last.grad_fn is None or last.numel() == 1:
-            cut = self._scalar_without_graph(namespace)
-            return NoRoot("scalar_without_graph", cut) if cut else NoRoot("no_root")
+            self._cut_root = self._scalar_without_graph()
+            return NoRoot("no_root")
         return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), tuple(last.shape))
 
-    def _scalar_without_graph(self, namespace: Namespace) -> str | None:
-        """Name of the last number that this block made and that would be the loss, had its way not been cut."""
+    def _scalar_without_graph(self) -> int | None:
+        """Place of the last number that this block made and that would be the loss, had its way not been cut."""
         found = None
         for tensor, entry in self._state.recorder.alive():
-            made = entry.place is not None and entry.place.adopted is None
+            place = entry.place
+            made = place is not None and place.adopted is None
             if made and tensor.numel() == 1 and tensor.is_floating_point() and not tensor.requires_grad:
-                found = namespace.name_of(tensor) or found
-        return found
+                found = place
+        return found.index if found is not None else None
 
     def _expression_of(self, tensor: Tensor) -> str:
         entry = self._state.recorder.entry(tensor)
@@ -332,10 +358,7 @@ class _Finish:
 
     def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
-        findings = retell_errors(assembly.passes)
-        if self._why is not None and not any(done.error for done in ledger.passes):
-            findings.append(explain_no_root(self._why))
-        findings += _disclose(self._state.recorder.failures)
+        findings = assembly.findings + _disclose(self._state.recorder.failures)
         if not all(done.complete for done in ledger.passes):
             findings.append(_TOO_DEEP)
         findings.sort(key=lambda finding: _SEVERITY[finding.severity])
@@ -349,6 +372,7 @@ class _Finish:
             candidates=self._candidate_names(namespace),
             seconds=time.perf_counter() - self._state.start,
             guest=self._guest,
+            scale=assembly.scale,
             default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
         )
 
@@ -395,6 +419,10 @@ def _disclose(failures: list[str]) -> list[Finding]:
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
+
+
+def _is_trainer(value: object) -> bool:
+    return isinstance(value, (torch.optim.Optimizer, torch.amp.GradScaler))
 
 
 def _is_module(value: object) -> bool:

@@ -39,6 +39,9 @@ class Session:
         """Back to ``In [1]``, with nothing in the namespace."""
         self.shell.reset(new_session=False)
         self.shell.execution_count = 1
+        if self.shell.history_manager is not None:
+            for history in (self.shell.history_manager.input_hist_raw, self.shell.history_manager.input_hist_parsed):
+                history[:] = [""]
         self.shell.compile.reset_compiler_flags()
         return self
 

@@ -153,7 +153,8 @@ def test_every_gradient_of_every_node_is_that_of_plain_pytorch(name: str) -> Non
     report = assert_same_as_plain(CELLS[name])
     assert report.root is not None
     assert report.root.name == "loss"
-    assert not report.findings
+    # The last tanh of the in-place cell is saturated, so that its gradients are exactly zero, as the finding says.
+    assert [found.kind for found in report.findings] == (["zero_gradient"] if name == "inplace" else [])
 
 
 @pytest.mark.parametrize("name", ["simple", "charmlp", "resnet"])

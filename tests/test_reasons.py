@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 from plain import run_traced
 
-from gradmagic.diagnosis.facts import RowFacts, RunFacts
+from gradmagic.diagnosis.facts import PassFacts, RowFacts, RunFacts
+from gradmagic.diagnosis.flow import Flow
 from gradmagic.diagnosis.reasons import explain
 from gradmagic.records import Location, Reason
 
@@ -124,7 +125,8 @@ def test_the_first_cut_on_the_way_is_blamed_without_any_torch() -> None:
         fact("c", (1,), kind="constant"),
         fact("loss", (2,), has_gradient=True),
     )
-    verdicts = explain(RunFacts(rows, roots=(3,), passes=1, failed=None))
+    run = RunFacts(rows=rows, roots=(3,), passes=(PassFacts(root="loss", roots=(3,)),))
+    verdicts = explain(run, Flow(rows))
     assert [verdict.reason for verdict in verdicts] == [
         "cut_upstream",
         "not_differentiable",

@@ -425,7 +425,12 @@ def test_an_expression_of_the_backward_option_is_a_row_with_its_own_place() -> N
 @pytest.mark.parametrize(
     ("source", "options", "kind", "words"),
     [
-        ("w = torch.ones(2, requires_grad=True)\ny = w.exp()\ny += 1\nloss = y.sum()", {}, "changed_in_place", "loss"),
+        (
+            "w = torch.ones(2, requires_grad=True)\ny = w.exp()\ny += 1\nloss = y.sum()",
+            {},
+            "changed_in_place",
+            "`y = w.exp()` (line 2)",
+        ),
         ("w = torch.ones(8, 10, requires_grad=True)\nlogits = w * 2", {"backward": "logits"}, "not_scalar", "8×10"),
         ("w = torch.ones(8, 10, requires_grad=True)\nlogits = w * 2", {}, "no_scalar", "logits"),
         ("w = torch.ones(2)\nloss = w.sum()", {"backward": "loss"}, "root_without_graph", "loss"),
@@ -642,6 +647,6 @@ def test_parameters_inside_a_reentrant_checkpoint_have_their_gradient() -> None:
 def test_a_loss_whose_graph_was_cut_is_not_called_dead() -> None:
     """It is bound and alive; what is missing is its graph."""
     report, _ = run_traced("w = torch.ones(2, requires_grad=True)\nloss = (w * 2).detach().sum()\n")
-    assert [found.kind for found in report.findings] == ["scalar_without_graph"]
+    assert [found.kind for found in report.findings] == ["root_without_graph"]
     assert "`loss`" in report.findings[0].message
     assert report["loss"].culprit.line == 2

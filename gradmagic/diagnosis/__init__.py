@@ -1,1 +1,1 @@
-"""Pure functions over records: why a gradient is None, and what backward's errors mean."""
+"""Pure functions over records: why a gradient is None, zero, NaN or wrong, and what to write instead."""

@@ -1,10 +1,30 @@
-"""What is known of a row when its reason is sought: plain data, in execution order."""
+"""What is known of a run when it is judged: plain data, in execution order. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from ..records import Kind, Location
+from ..records import GradSeries, GradStats, Kind, Location
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """How an activation function answered, over one call.
+
+    Attributes:
+        idle: units (channels of an image, else positions of the last dimension; whole distributions for softmax)
+            that were zero, or saturated, in every sample.
+        units: how many there are.
+        samples: over how many values each unit was looked at.
+        share: share of single elements (distributions, for softmax) that were zero or saturated, 0.0 to 1.0.
+    """
+
+    idle: int
+    units: int
+    samples: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +37,23 @@ class RowFacts:
         op: what made it.
         kind: ``parameter``, ``leaf``, ``non-leaf`` or ``constant``.
         dtype: name of the dtype.
+        device: name of the device.
+        shape: its shape.
         location: where it was made.
+        grad_fn: name of its autograd node, or None.
+        module: path of the module that made it or owns it, or None.
         parents: indices of the rows it was made from.
+        clock: when it was last made.
+        count: how often it was made.
+        number: a number among the operation's inputs (2.0 in ``loss * 2.0``), or None.
         is_floating: whether the dtype can have a gradient at all.
         is_parameter: an ``nn.Parameter``, also with requires_grad off.
+        is_leaf: it has no history, whether it requires a gradient or not.
+        alive: the tensor still exists.
+        bound_now: a variable of the person leads to it at the end.
         adopted: it was there before the cell, or unseen code made it.
+        leaves_torch: no tensor but a number, list or array: what ``.item()`` and the like gave. It is no row.
+        by_library: code of a library, not of the person's, called the operation.
         grad_enabled: False when it was made under ``torch.no_grad()``.
         inference: made under ``torch.inference_mode()``.
         transformed: inside a torch.func transform.
@@ -29,12 +61,23 @@ class RowFacts:
         constant_use: where it was used while it did not ask for a gradient, or None.
         changed: where it was changed in place afterwards, or None.
         successor: index of the row of the version that this change made, or None.
+        heir: index of the row that took over its history: the successor, or the new version of what it is a view of.
         has_gradient: a gradient reached it.
         reached: a backward pass went through it.
         excluded: ``backward(inputs=...)`` left it out.
         made_after: no pass ran after it was made, though one ran before.
         cleared: where its ``.grad`` was set to None after the last pass, or None.
         only_returned: its gradient came from ``autograd.grad`` alone, which stores nothing.
+        grad: statistics of the last gradient, or None.
+        grads: every gradient.
+        forward: statistics of its values, where they are known, or None.
+        activity: for an activation function, how it answered.
+        weight_rms: root mean square of a leaf's own values at the end, or None.
+        held: norm of the ``.grad`` that it brought along from before the cell into the first pass, or None.
+        holds: norm of its ``.grad`` at the end, where `held` is known.
+        stepped_on_old: where it was updated with a gradient that an earlier update had used already, or None.
+        added_by: index of the pass that was added to the used gradients.
+        passes_added: how many passes had added up then.
     """
 
     label: str
@@ -43,10 +86,22 @@ class RowFacts:
     kind: Kind
     dtype: str
     location: Location
+    device: str = "cpu"
+    shape: tuple[int, ...] = ()
+    grad_fn: str | None = None
+    module: str | None = None
     parents: tuple[int, ...] = ()
+    clock: int = 0
+    count: int = 1
+    number: float | None = None
     is_floating: bool = True
     is_parameter: bool = False
+    is_leaf: bool = False
+    alive: bool = True
+    bound_now: bool = True
     adopted: bool = False
+    leaves_torch: bool = False
+    by_library: bool = False
     grad_enabled: bool = True
     inference: bool = False
     transformed: bool = False
@@ -54,28 +109,288 @@ class RowFacts:
     constant_use: Location | None = None
     changed: Location | None = None
     successor: int | None = None
+    heir: int | None = None
     has_gradient: bool = False
     reached: bool = False
     excluded: bool = False
     made_after: bool = False
     cleared: Location | None = None
     only_returned: bool = False
+    grad: GradStats | None = None
+    grads: GradSeries = field(default_factory=GradSeries, repr=False)
+    forward: GradStats | None = None
+    activity: Activity | None = None
+    weight_rms: float | None = None
+    held: float | None = None
+    holds: float | None = None
+    stepped_on_old: Location | None = None
+    added_by: int | None = None
+    passes_added: int = 0
+
+    @property
+    def severed(self) -> bool:
+        """Whether a gradient that reached it would go no further, though its inputs asked for one."""
+        return self.input_requires_grad and (self.kind == "constant" or self.is_leaf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Where in the graph a pass stopped with an error.
+
+    Attributes:
+        row: the row whose backward failed, or None.
+        grad_fn: name of the autograd node.
+        earlier_round: the node belongs to an earlier occurrence of the row than the last.
+        victim: the row that had been saved for backward and was changed in place, or None.
+        culprit: where it was changed, or None.
+        culprit_op: the operation that changed it.
+        culprit_module: path of the module with ``inplace=True`` that did it, or empty.
+        times: how many in-place changes there were since it was saved.
+        freed_by: index of the earlier pass that used the graph up; None when that was before the cell.
+    """
+
+    row: int | None = None
+    grad_fn: str = ""
+    earlier_round: bool = False
+    victim: int | None = None
+    culprit: Location | None = None
+    culprit_op: str = ""
+    culprit_module: str = ""
+    times: int = 1
+    freed_by: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """Where in a pass gradients first stopped being finite, or became exactly zero.
+
+    Attributes:
+        kind: ``not_finite`` or ``zero``.
+        row: the row that received it first.
+        consumer: the row whose backward made it, or None.
+        grad_fn: name of the autograd node that made it.
+        nan_count, inf_count, numel: of the gradient.
+        saved: value that the operation had been given where it went wrong, or None.
+        occurrence: which occurrence of `row`.
+        upstream: the gradient that came in was zero at that element.
+    """
+
+    kind: Literal["not_finite", "zero"]
+    row: int
+    consumer: int | None = None
+    grad_fn: str = ""
+    nan_count: int = 0
+    inf_count: int = 0
+    numel: int = 0
+    saved: float | None = None
+    occurrence: int = 0
+    upstream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentChange:
+    """A tensor that was saved for backward, then changed where autograd does not look (``.data``)."""
+
+    victim: int
+    consumer: int
+    culprit: Location
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassFacts:
+    """One run of backward.
+
+    Attributes:
+        root: label of what it started from.
+        roots: the rows it started from.
+        shape: shape of the root.
+        value: the root's value when it is one number, or None.
+        location: where the cell called it; None when gradtrace ran it.
+        function: ``backward`` or ``autograd.grad``.
+        clock: when it ran.
+        error: text of the error it raised, or None.
+        failure: where in the graph it stopped, or None.
+        births: where gradients went bad.
+        silent: saved tensors that were changed unseen.
+        asked: rows that ``autograd.grad`` was asked for, or that ``inputs=`` named.
+        reached: rows on the way from the roots to the leaves.
+    """
+
+    root: str
+    roots: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    value: float | None = None
+    location: Location | None = None
+    function: str = "backward"
+    clock: int = 0
+    error: str | None = None
+    failure: Failure | None = None
+    births: tuple[Birth, ...] = ()
+    silent: tuple[SilentChange, ...] = ()
+    asked: tuple[int, ...] = ()
+    reached: frozenset[int] = frozenset()
+
+    @property
+    def where(self) -> str:
+        """The line that ran it, in words."""
+        return str(self.location) if self.location is not None else "run by gradtrace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """One tensor that an operation was given when it failed."""
+
+    label: str
+    row: int | None
+    dtype: str
+    device: str
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellError:
+    """The exception that ended the cell.
+
+    Attributes:
+        text: its class and message.
+        location: the person's line it came from.
+        op: the torch operation that raised it; empty when it was none.
+        operands: the tensors that operation was given.
+    """
+
+    text: str
+    location: Location | None
+    op: str = ""
+    operands: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerFacts:
+    """An optimizer that a variable of the person holds.
+
+    Attributes:
+        name: the variable.
+        type_name: its class.
+        rate: its largest learning rate.
+        rows: rows of the parameters it holds.
+        strangers: how many of its parameters were not used in the cell.
+        orphans: how many of its parameters belong to no module or variable of the person any more.
+        shapes: shapes of the strangers.
+        stepped: where it stepped in the cell, or None.
+        made: where the variable was bound, as far as the source tells.
+    """
+
+    name: str
+    type_name: str
+    rate: float
+    rows: tuple[int, ...] = ()
+    strangers: int = 0
+    orphans: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    stepped: Location | None = None
+    made: Location | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleFacts:
+    """An outermost module that ran.
+
+    Attributes:
+        name: what it is called.
+        training: False when it was in eval mode while an optimizer stepped.
+        affected: what eval mode changes in it: paths of its dropout and batch norm layers, with their class.
+        parameters: rows of its parameters.
+        call: where it was called.
+    """
+
+    name: str
+    training: bool
+    affected: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[int, ...] = ()
+    call: Location | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """A tensor of an earlier cell whose graph leads to a leaf that no variable holds any more.
+
+    Attributes:
+        row: the tensor.
+        made: where the earlier cell made it.
+        name: the variable that has been bound anew since.
+        rebound: where.
+        leaf: row of the leaf that gets the gradient instead.
+    """
+
+    row: int
+    made: Location
+    name: str
+    rebound: Location
+    leaf: int
 
 
 @dataclass(frozen=True, slots=True)
+class NoRoot:
+    """Why gradtrace ran no backward.
+
+    Attributes:
+        kind: ``nothing_differentiable``, ``no_scalar``, ``not_scalar``, ``not_found``, ``cell_failed``...
+        subject: the name or expression in question.
+        shape: its shape, where that is the matter.
+        detail: the original error text, where there is one.
+        near: names that look like it.
+        where: the line in question.
+        by: what ran there.
+        row: the row of a number that would be the loss, had its way not been cut; or None.
+    """
+
+    kind: str
+    subject: str = ""
+    shape: tuple[int, ...] = ()
+    detail: str = ""
+    near: tuple[str, ...] = ()
+    where: str = ""
+    by: str = ""
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
     """The run as the diagnosis sees it.
 
     Attributes:
-        rows: every row, in execution order.
+        rows: every row, in execution order; behind them what left torch (see `RowFacts.leaves_torch`).
         roots: rows that backward started from.
-        passes: how many passes ran.
-        failed: the error text of the pass that failed, or None.
+        passes: every pass.
         complete: whether every graph was followed to its ends.
+        optimizers, modules: those the person's variables hold, and those that ran.
+        error: the exception that ended the cell, or None.
+        stale: graphs of earlier cells that have gone stale.
+        grad_mode: False when gradients were switched off before the cell began.
+        scale: the constant that the loss was multiplied by for mixed precision; 1.0 for none.
+        scaler: name of the ``GradScaler`` that did it, or empty.
+        with_values: forward statistics were asked for.
+        made_in: where tensors of earlier cells were made, by row.
+        no_root: why gradtrace ran no backward, or None.
     """
 
     rows: tuple[RowFacts, ...]
-    roots: tuple[int, ...]
-    passes: int
-    failed: str | None
+    roots: tuple[int, ...] = ()
+    passes: tuple[PassFacts, ...] = ()
     complete: bool = True
+    optimizers: tuple[OptimizerFacts, ...] = ()
+    modules: tuple[ModuleFacts, ...] = ()
+    error: CellError | None = None
+    stale: tuple[Stale, ...] = ()
+    grad_mode: bool = True
+    scale: float = 1.0
+    scaler: str = ""
+    with_values: bool = False
+    made_in: Mapping[int, Location] = field(default_factory=dict)
+    no_root: NoRoot | None = None
+
+    @property
+    def failed(self) -> str | None:
+        """Text of the last pass' error, or None."""
+        return next((done.error for done in reversed(self.passes) if done.error), None)

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 
 from ..records import Location, Reason
 from .facts import RowFacts, RunFacts
+from .flow import Flow
 
-DETACHING = frozenset({"detach", "detach_", "data", "tensor", "as_tensor", "asarray", "from_numpy", "grad"})
+PLAIN_VALUES = frozenset({"item", "tolist", "numpy", "array", "float", "int", "complex", "index"})
+"""What hands a tensor's values to plain Python or NumPy."""
+
+COPIES = frozenset({"tensor", "as_tensor", "asarray", "from_numpy", "new_tensor"})
+"""What makes a tensor from values, without their history."""
+
+DETACHING = COPIES | PLAIN_VALUES | {"detach", "detach_", "data", "grad"}
 """Operations that hand on values without their history (``grad`` is ``torch.autograd.grad`` without create_graph)."""
 
 _CUTS = frozenset({"detached", "not_differentiable", "no_grad", "inference_mode"})
@@ -30,29 +37,30 @@ class Verdict:
     note: str = ""
 
 
-def explain(run: RunFacts) -> list[Verdict]:
+def explain(run: RunFacts, flow: Flow) -> list[Verdict]:
     """A verdict for every row, in the rows' order."""
-    verdicts: list[Verdict] = []
-    for index, row in enumerate(run.rows):
-        # A constant's reason may come from the constants it was made from, which stand before it.
-        asks_not = row.kind == "constant" and not row.has_gradient
-        verdicts.append(_constant(index, row, verdicts, run.rows) if asks_not else Verdict(None))
-    consumers = _consumers(run.rows)
-    for index, row in enumerate(run.rows):
-        if verdicts[index].reason is None:
-            verdicts[index] = _differentiable(index, row, run, verdicts, consumers)
-    return verdicts
+    constants: dict[int, Verdict] = {}
+    # What left torch stands behind the rows and yet is what some of them were made from.
+    in_order = sorted(range(len(run.rows)), key=lambda index: (not run.rows[index].leaves_torch, index))
+    for index in in_order:
+        row = run.rows[index]
+        if row.kind == "constant" and not row.has_gradient:
+            constants[index] = _constant(index, row, constants, run)
+    return [
+        constants[index] if index in constants else _differentiable(index, row, run, flow)
+        for index, row in enumerate(run.rows)
+    ]
 
 
 # ---- rows that do not ask for a gradient
 
 
-def _constant(index: int, row: RowFacts, before: list[Verdict], rows: tuple[RowFacts, ...]) -> Verdict:
+def _constant(index: int, row: RowFacts, before: dict[int, Verdict], run: RunFacts) -> Verdict:
     if row.transformed:
         return Verdict("inside_transform", index, note="inside a torch.func transform, which keeps its own gradients")
     if row.input_requires_grad:
-        return _cut_here(index, row)
-    inherited = _inherited(row, before, rows)
+        return Verdict(*cut_here(row, index))
+    inherited = _inherited(row, before, run.rows)
     if row.is_parameter:
         return Verdict("frozen", index, note=f"frozen: `{row.label}.requires_grad_(True)` thaws it")
     if inherited is not None:
@@ -69,43 +77,55 @@ def _ask_for_it(row: RowFacts) -> str:
         return "does not require grad: nothing it was made from does"
     if row.name is None or not row.name.isidentifier():
         return "does not require grad"
-    if row.op.rpartition(".")[2] in _FACTORIES:
+    if row.op.rpartition(".")[2] in FACTORIES:
         return "does not require grad; `requires_grad=True` asks for it"
     return f"does not require grad; `{row.name}.requires_grad_()` asks for it"
 
 
-_FACTORIES = frozenset({"tensor", "randn", "rand", "zeros", "ones", "empty", "full", "arange", "linspace", "eye"})
+FACTORIES = frozenset({"tensor", "randn", "rand", "zeros", "ones", "empty", "full", "arange", "linspace", "eye"})
 
 
-def _cut_here(index: int, row: RowFacts) -> Verdict:
-    """The operation had inputs that ask for a gradient, and its result does not."""
+def cut_here(row: RowFacts, index: int) -> tuple[Reason, int, None, str]:
+    """Reason and note of a row whose inputs asked for a gradient that does not reach them through it."""
+    reason, note = _cut(row)
+    return reason, index, None, note
+
+
+def _cut(row: RowFacts) -> tuple[Reason, str]:
     if row.inference:
-        return Verdict("inference_mode", index, note="made under `torch.inference_mode()`")
+        return "inference_mode", "made under `torch.inference_mode()`"
+    if row.leaves_torch:
+        return "detached", f"detached: {_LEFT.get(row.op, 'plain values')} carry no gradient"
     if row.op in DETACHING and row.is_floating:
-        return Verdict("detached", index, note=_detached_note(row.op))
+        return "detached", _detached_note(row.op)
     if not row.is_floating:
-        return Verdict("not_differentiable", index, note=f"not differentiable ({row.dtype})")
+        return "not_differentiable", f"not differentiable ({row.dtype})"
     if not row.grad_enabled:
-        return Verdict("no_grad", index, note="made under `torch.no_grad()`")
-    return Verdict("not_differentiable", index, note=f"`{row.op}` is not differentiable")
+        return "no_grad", "made under `torch.no_grad()`"
+    if row.kind in ("leaf", "parameter"):
+        return "detached", "detached: a leaf of its own, without the history of its values"
+    return "not_differentiable", f"`{row.op}` is not differentiable"
+
+
+_LEFT = {"tolist": "plain lists", "numpy": "NumPy arrays", "array": "NumPy arrays"}
 
 
 def _detached_note(op: str) -> str:
     if op == "grad":
         return "detached: `autograd.grad` records no graph without `create_graph=True`"
-    if op in ("tensor", "as_tensor", "asarray"):
+    if op in COPIES:
         return f"detached: `torch.{op}` copies values without history; `.clone()` keeps it"
     return f"detached: `.{op}` drops the history"
 
 
-def _inherited(row: RowFacts, before: list[Verdict], rows: tuple[RowFacts, ...]) -> Verdict | None:
+def _inherited(row: RowFacts, before: dict[int, Verdict], rows: tuple[RowFacts, ...]) -> Verdict | None:
     """A constant made from values that were cut off shares their reason."""
     for parent in row.parents:
-        if parent >= len(before):
-            continue
-        verdict = before[parent]
-        if verdict.reason in _CUTS and not verdict.note.startswith("does not"):
-            blamed = rows[verdict.culprit if verdict.culprit is not None else parent].location
+        verdict = before.get(parent)
+        if verdict is not None and verdict.reason in _CUTS and verdict.culprit is not None:
+            if not rows[verdict.culprit].severed:
+                continue
+            blamed = rows[verdict.culprit].location
             note = f"made from what `{blamed.text}` ({blamed}) cut off"
             return Verdict(verdict.reason, verdict.culprit, verdict.place, note)
     return None
@@ -114,17 +134,7 @@ def _inherited(row: RowFacts, before: list[Verdict], rows: tuple[RowFacts, ...])
 # ---- rows that ask for a gradient
 
 
-def _consumers(rows: tuple[RowFacts, ...]) -> dict[int, list[int]]:
-    consumers: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        for parent in row.parents:
-            consumers.setdefault(parent, []).append(index)
-    return consumers
-
-
-def _differentiable(
-    index: int, row: RowFacts, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
-) -> Verdict:
+def _differentiable(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Verdict:
     if row.has_gradient:
         return Verdict(None, place=row.cleared, note=_stored_note(row))
     if not run.passes:
@@ -139,7 +149,7 @@ def _differentiable(
         return Verdict("custom_backward_none", note="backward gave no gradient for it (None)")
     if run.failed is not None and not run.roots:
         return Verdict("backward_failed", note="backward failed")
-    return _unreached(index, row, run, verdicts, consumers)
+    return _unreached(index, row, run, flow)
 
 
 def _stored_note(row: RowFacts) -> str:
@@ -148,62 +158,56 @@ def _stored_note(row: RowFacts) -> str:
     return "only `autograd.grad` ran through it, which stores nothing in `.grad`" if row.only_returned else ""
 
 
-def _unreached(
-    index: int, row: RowFacts, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
-) -> Verdict:
+def _unreached(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Verdict:
     if row.constant_use is not None:
         note = f"used before it required grad ({row.constant_use}); switch requires_grad on first"
         return Verdict("requires_grad_too_late", place=row.constant_use, note=note)
-    if row.successor is not None and run.rows[row.successor].has_gradient:
+    if _taken_over(index, run.rows):
         note = f"a later change in place took its history over ({row.changed})"
         return Verdict("replaced_in_place", place=row.changed, note=note)
-    cut, towards = _first_cut(index, run, verdicts, consumers)
+    cut, towards = first_cut(index, run, flow)
     root = run.rows[towards].label if towards is not None else "the root"
-    if cut is None and not run.complete and any(index in _upstream_of(run, root) for root in run.roots):
+    if cut is None and not run.complete and any(index in flow.upstream(root) for root in run.roots):
         return Verdict(None, note="too deep in the graph to be followed")
     if cut is None:
-        return Verdict("unused", note=f"no path leads from it to `{root}`")
+        return _unused(index, run, flow, root)
     blamed = run.rows[cut]
     note = f"its way to `{root}` is cut by `{blamed.location.text}` ({blamed.location})"
     return Verdict("cut_upstream", cut, note=note)
 
 
-def _first_cut(
-    index: int, run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
-) -> tuple[int | None, int | None]:
-    """The first row that cut the data's way from here to a root, and that root; the last root where there is none."""
+def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
+    uses = [use for use in flow.downstream(index) if not run.rows[use].leaves_torch]
+    if not uses:
+        return Verdict("unused", note=f"never used, so `{root}` does not depend on it")
+    later = [use for use in uses if run.passes and run.rows[use].clock > run.passes[-1].clock]
+    if len(later) == len(uses) and run.rows[index].kind in ("leaf", "parameter"):
+        first = run.rows[later[0]]
+        note = f"used only after backward ran: {first.location}"
+        return Verdict("after_backward", place=first.location, note=note)
+    last = run.rows[max(uses)]
+    used = f"used for `{last.label}` ({last.location}), but " if last.label != root else ""
+    return Verdict("unused", note=f"{used}no path leads from it to `{root}`")
+
+
+def _taken_over(index: int, rows: tuple[RowFacts, ...]) -> bool:
+    """Whether a newer version of the tensor, or of what it is a view of, has the gradient."""
+    pending, seen = [index], {index}
+    while pending:
+        row = rows[pending.pop()]
+        for heir in (row.successor, row.heir):
+            if heir is not None and heir not in seen:
+                if rows[heir].has_gradient:
+                    return True
+                seen.add(heir)
+                pending.append(heir)
+    return False
+
+
+def first_cut(index: int, run: RunFacts, flow: Flow) -> tuple[int | None, int | None]:
+    """The first row that cut the values' way from here to a root, and that root; the last root where there is none."""
     for root in reversed(run.roots):
-        upstream = _upstream_of(run, root)
-        cut = _cut_on_the_way(index, upstream, run, verdicts, consumers)
+        cut = flow.cut_between(index, root)
         if cut is not None:
             return cut, root
     return None, run.roots[-1] if run.roots else None
-
-
-def _cut_on_the_way(
-    index: int, upstream: set[int], run: RunFacts, verdicts: list[Verdict], consumers: dict[int, list[int]]
-) -> int | None:
-    seen = {index}
-    pending = [index]
-    while pending:
-        current = pending.pop(0)
-        for consumer in sorted(consumers.get(current, ())):
-            if consumer in seen or consumer not in upstream:
-                continue
-            if verdicts[consumer].reason in _CUTS and run.rows[consumer].input_requires_grad:
-                return consumer
-            seen.add(consumer)
-            pending.append(consumer)
-    return None
-
-
-def _upstream_of(run: RunFacts, root: int) -> set[int]:
-    """Every row whose values went into a root."""
-    seen = {root}
-    pending = [root]
-    while pending:
-        for parent in run.rows[pending.pop()].parents:
-            if parent not in seen:
-                seen.add(parent)
-                pending.append(parent)
-    return seen

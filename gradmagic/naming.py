@@ -1,0 +1,219 @@
+"""From places to rows in the making: which places are one row, what they are called, where they stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .modules import ModuleMark
+from .namespace import Namespace
+from .places import Path, Place
+from .recorder import Recorder
+from .records import Kind, Location
+from .sources import BoundName, Origin, Site, Sources
+
+_INDEX = re.compile(r"\[\d+\]$")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A row in the making: the places that belong to it, and what they are called."""
+
+    places: list[Place]
+    name: str | None
+    aliases: tuple[str, ...]
+    origin: Origin | None
+
+    @property
+    def last(self) -> Place:
+        """The place that was made last."""
+        return max(self.places, key=lambda place: place.last_clock)
+
+    @property
+    def first(self) -> Place:
+        """The place that was made first."""
+        return self.places[0]
+
+
+class Naming:
+    """Names every place, and groups places into rows."""
+
+    def __init__(self, recorder: Recorder, sources: Sources, namespace: Namespace) -> None:
+        self._recorder = recorder
+        self._sources = sources
+        self._namespace = namespace
+        self._modules = recorder.modules.names(namespace.modules, sources)
+        self._parameters = self._take_in_parameters()
+        self._names: dict[int, list[str]] = {}
+        self._bound = [self._all_bound(place) for place in recorder.places]
+        self._contests = self._settle_contests()
+
+    # ---- modules and their parameters
+
+    def _take_in_parameters(self) -> dict[int, str]:
+        """Names of all parameters of the modules that ran; those no operation used get a row as well."""
+        names: dict[int, str] = {}
+        for name, parameter, call, mark in self._recorder.modules.parameters(self._modules):
+            if id(parameter) not in names:
+                names[id(parameter)] = name
+                self._recorder.used(parameter, Path(call, mark, None))
+        return names
+
+    def module(self, mark: ModuleMark | None) -> str | None:
+        """Full path of the module that ran, with its variable in front."""
+        if mark is None:
+            return None
+        outer = self._modules[mark.outer]
+        return f"{outer}.{mark.inner_path}" if mark.inner_path else outer
+
+    # ---- names
+
+    def drafts(self) -> list[Draft]:
+        """Group places into rows: the same code path, module, operation and name make one row.
+
+        What left torch (see `Place.leaves_torch`) stands at the end: it is judged, but no row of the report.
+        """
+        drafts: dict[Any, Draft] = {}
+        for place in self._recorder.places:
+            if self._is_storage(place):
+                continue
+            origin = self.origin_of(place)
+            names = self._place_names(place, origin)
+            self._names[place.index] = names
+            name = names[0] if names else None
+            key = self._key(place, name)
+            if key in drafts:
+                drafts[key].places.append(place)
+            else:
+                drafts[key] = Draft([place], name, tuple(names[1:]), origin)
+        for draft in drafts.values():
+            self._fold_indices(draft)
+        return sorted(drafts.values(), key=lambda draft: (draft.first.leaves_torch, draft.first.order))
+
+    def _is_storage(self, place: Place) -> bool:
+        """Memory that the constructor of one of torch's own modules allocates for its parameters."""
+        innermost = place.path.sites[0].code if place.path.sites else None
+        if place.requires_grad or innermost is None or innermost.co_name != "__init__":
+            return False
+        return self._sources.is_library(innermost)
+
+    def _key(self, place: Place, name: str | None) -> Any:
+        alive = place.ref is not None and place.ref() is not None
+        if place.adopted is not None and place.is_leaf and alive:
+            return place.index
+        inherited = place.inherits is not None
+        path = self._sources.canonical(place.path.sites)
+        return (path, self.module(place.path.module), place.op, name or place.position, inherited)
+
+    def _fold_indices(self, draft: Draft) -> None:
+        """A row that occurred many times and whose last tensor a variable holds as ``hs[49]`` is ``hs[…]``."""
+        count = sum(place.count for place in draft.places)
+        said = {bound.name for place in draft.places for bound in self._bound[place.index]}
+        if count > 1 and draft.name not in said and draft.name is not None and _INDEX.search(draft.name):
+            draft.aliases = (*draft.aliases, draft.name)
+            draft.name = _INDEX.sub("[…]", draft.name)
+
+    def origin_of(self, place: Place) -> Origin | None:
+        """For a tensor not seen at its birth: what the source says of it."""
+        if place.adopted is None:
+            return None
+        index, given = place.adopted
+        for name in self._held_by(place):
+            found = self._sources.origin_in_cell(name) if name.isidentifier() else None
+            if found is not None:
+                return found
+        return self._sources.origin_of_argument(place.path.sites, index, given) if index >= 0 else None
+
+    def _held_by(self, place: Place) -> list[str]:
+        # A variable holds the newest version of a tensor that was changed in place.
+        tensor = place.ref() if place.ref is not None and place.successor is None else None
+        return self._namespace.tensors.get(id(tensor), []) if tensor is not None else []
+
+    def is_bound(self, place: Place) -> bool:
+        """Whether a variable of the person leads to the tensor."""
+        tensor = place.ref() if place.ref is not None else None
+        return tensor is not None and (id(tensor) in self._namespace.tensors or id(tensor) in self._parameters)
+
+    def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
+        """All names of a place, the one to show first."""
+        tensor = place.ref() if place.ref is not None else None
+        names = [self._parameters[id(tensor)]] if id(tensor) in self._parameters else []
+        if place.adopted is not None:
+            names += [*self._held_by(place), *(origin.names if origin is not None else ())]
+        else:
+            # Inside a loop or comprehension a statement says nothing of the list the tensor ends up in.
+            names += [*self._bound_names(place), *self._held_by(place)]
+            if not names and place.inherits is not None:
+                names = list(self._names.get(place.inherits.index, ()))
+        return list(dict.fromkeys(names))
+
+    def _bound_names(self, place: Place) -> list[str]:
+        """What statements bind the place to, the outermost (the caller's) name first."""
+        found = [bound.name for bound in self._bound[place.index] if self._wins(bound, place)]
+        return list(reversed(found))
+
+    def _wins(self, bound: BoundName, place: Place) -> bool:
+        """Whether a name that several results of a loop could carry belongs to this place: the last made has it."""
+        return bound.contested is None or self._contests[bound.contested, bound.name] is place
+
+    def _settle_contests(self) -> dict[tuple[Site, str], Place]:
+        last: dict[tuple[Site, str], Place] = {}
+        for place in self._recorder.places:
+            for bound in self._bound[place.index]:
+                if bound.contested is not None:
+                    key = (bound.contested, bound.name)
+                    last[key] = max(last.get(key, place), place, key=lambda found: found.last_clock)
+        return last
+
+    def _all_bound(self, place: Place) -> list[BoundName]:
+        if place.through_view or (place.op == "getitem" and self._sources.is_target(place.path.sites)):
+            return []  # ``x[0] += 1`` first reads ``x[0]``, then changes it, and with it ``x``
+        ways = ((place.path, place.position), *place.aliases)
+        return [bound for path, position in ways for bound in self._sources.names(path.sites, position)]
+
+    # ---- where, and what it says there
+
+    def place_location(self, path: Path | None) -> Location | None:
+        """Where the person's code stands on a path."""
+        site = self._sources.person_site(path.sites) if path is not None else None
+        return self._sources.location(site) if site is not None else None
+
+    def location(self, draft: Draft) -> Location:
+        """Where the person's code made the row."""
+        if draft.origin is not None:
+            return draft.origin.location
+        found = self.place_location(draft.first.path)
+        return found or Location(file="", line=0)
+
+    def expression(self, draft: Draft) -> str:
+        """The source that made the row."""
+        if draft.origin is not None:
+            return draft.origin.expression
+        if draft.first.adopted is not None:
+            return draft.name or self._argument(draft.first) or draft.first.op or kind_of(draft.first)
+        site = self._sources.person_site(draft.first.path.sites)
+        return self._sources.expression(site) if site is not None else draft.first.op
+
+    def _argument(self, place: Place) -> str:
+        """What a module's own code calls a tensor, seen from outside: ``Linear.weight`` for its ``self.weight``."""
+        text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
+        module = self.module(place.path.module)
+        return f"{module}{text[4:]}" if module and text.startswith("self.") else text
+
+
+def kind_of(place: Place) -> Kind:
+    """``parameter``, ``leaf``, ``non-leaf`` or ``constant``."""
+    if place.is_parameter:
+        return "parameter"
+    if not place.requires_grad or stands_apart(place):
+        return "constant"
+    return "leaf" if place.is_leaf else "non-leaf"
+
+
+def stands_apart(place: Place) -> bool:
+    """Whether it has no part in the graph, whatever its requires_grad says.
+
+    So it is inside a torch.func transform, and for a view of a leaf made under ``no_grad``.
+    """
+    return place.transformed or place.leaf_view

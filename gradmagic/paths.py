@@ -1,0 +1,96 @@
+"""Where running code is: the way from a frame outwards to the person's code. Equal ways are one object."""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from .modules import ModuleRegistry
+from .places import Path
+from .sources import Site
+
+_MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
+_FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
+_REMEMBERED = 20_000
+"""So many applications of custom Functions are remembered at most."""
+
+
+class Paths:
+    """The paths of one trace. Frames are looked at, never kept, but for the boundary until `release`."""
+
+    def __init__(self, boundary: FrameType | None, modules: ModuleRegistry) -> None:
+        """Prepare.
+
+        Args:
+            boundary: frames from this one outwards are not the cell's.
+            modules: takes note of the ``nn.Module`` objects that run.
+        """
+        self._boundary = boundary
+        self._modules = modules
+        self._known: dict[tuple[int, ...], Path] = {}
+        self._applies: dict[int, Path] = {}
+
+    def release(self) -> None:
+        """Let go of the boundary frame and of everything known."""
+        self._boundary = None
+        self._known.clear()
+        self._applies.clear()
+
+    def here(self, depth: int) -> Path:
+        """The path to the code that is running, `depth` frames above the caller."""
+        return self.of(sys._getframe(depth + 1))
+
+    def of(self, frame: FrameType | None) -> Path:
+        """The path from a frame outwards."""
+        start = frame
+        boundary = self._boundary
+        steps: list[int] = []
+        while frame is not None and frame is not boundary:
+            code = frame.f_code
+            # A code object is larger than its bytecode, so this sum is unique among code objects that are alive.
+            steps.append(id(code) + frame.f_lasti)
+            if code is _MODULE_CALL:
+                steps.append(id(frame.f_locals["self"]))
+            frame = frame.f_back
+        key = tuple(dict.fromkeys(steps))  # recursion is one place, not one per depth
+        path = self._known.get(key)
+        if path is None:
+            path = self._known[key] = self._new(start)
+        return path
+
+    def _new(self, frame: FrameType | None) -> Path:
+        sites: list[Site] = []
+        modules: list[tuple[Any, int]] = []
+        function_apply = None
+        while frame is not None and frame is not self._boundary:
+            site = Site(frame.f_code, frame.f_lasti)
+            if frame.f_code is _MODULE_CALL:
+                modules.append((frame.f_locals["self"], len(sites)))
+            if frame.f_code is _FUNCTION_APPLY and function_apply is None:
+                function_apply = len(sites)
+            sites.append(site)
+            frame = frame.f_back
+        found = tuple(sites)
+        path = Path(found, self._modules.see(modules, found), function_apply)
+        if function_apply is not None:
+            outside = [running for running in modules if running[1] > function_apply]
+            path.outer_module = self._modules.see(outside, found)
+        return path
+
+    def outside_function(self, path: Path) -> Path:
+        """Remember where a custom Function was applied: its node has the sequence number before ours."""
+        outer = path.sites[(path.function_apply or 0) + 1 :]
+        key = tuple(id(site.code) + site.lasti for site in outer)
+        if key not in self._known:
+            self._known[key] = Path(outer, path.outer_module, None)
+        if len(self._applies) > _REMEMBERED:
+            self._applies.clear()
+        self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._known[key]
+        return self._known[key]
+
+    def applied(self, node: Any) -> Path | None:
+        """Where the custom Function behind an autograd node was applied, as far as that was seen."""
+        return self._applies.get(node._sequence_nr())
