@@ -325,3 +325,24 @@ def test_a_pipe_gets_plain_text(shell: Session) -> None:
     ran: Ran = shell.run(f"%%gradtrace\n{CELL}")
     assert "gradtrace" in ran.stdout
     assert "\x1b" not in ran.stdout
+
+
+def test_values_are_shown_and_the_first_bad_one_is_named(shell: Session) -> None:
+    """`--values` gives every row the statistics of its own values, and the finding the line to write."""
+    shell.run(
+        "%%gradtrace -q --values -o report\np = w * torch.tensor([0.0, 1.0])\nlogs = p.log()\nloss = (p * logs).sum()"
+    )
+    report = shell["report"]
+    assert report["p"].forward.max == 2.0
+    assert report["logs"].forward.inf_count == 1
+    found = report.findings[0]
+    assert (found.kind, found.line, found.hint) == ("nan_value", 3, "logs = p.clamp(min=1e-12).log()")
+    assert "values: 1 inf of 2 elements" in str(report)
+
+
+def test_without_values_no_row_has_them_and_the_option_is_offered(shell: Session) -> None:
+    """The loss is NaN, and the tensor that made it so is gone: the finding offers the option."""
+    shell.run("%%gradtrace -q -o report\nloss = ((w - 2).log() * 0).sum()")
+    report = shell["report"]
+    assert all(row.forward is None for row in report.rows)
+    assert report.findings[0].hint == "%%gradtrace --values"

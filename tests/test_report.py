@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -228,3 +229,15 @@ def test_hostile_names_can_be_looked_up() -> None:
 def test_constants_are_found_by_name_too() -> None:
     """Folding is a matter of display."""
     assert Report(rows=[constant("c", 2)])["c"].kind == "constant"
+
+
+def test_gradients_of_a_scaled_loss_are_shown_without_the_scale_and_exported_with_it() -> None:
+    """The table divides by the scale, all but the root's; the data are what flowed."""
+    report = Report(rows=[row("w", 2, grad=small(2048.0)), row("loss", 3, grad=small(1.0))], scale=1024.0)
+    report = replace(report, root=report.rows[1])
+    text = str(report)
+    assert "2.0" in text
+    assert "2048" not in text
+    assert report["w"].grad is not None
+    assert report["w"].grad.norm == 2048.0
+    assert report.to_dict()["scale"] == 1024.0

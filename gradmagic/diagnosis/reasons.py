@@ -155,7 +155,23 @@ def _differentiable(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Ver
 def _stored_note(row: RowFacts) -> str:
     if row.cleared is not None:
         return f"`.grad` was cleared afterwards ({row.cleared})"
-    return "only `autograd.grad` ran through it, which stores nothing in `.grad`" if row.only_returned else ""
+    if row.only_returned:
+        return "only `autograd.grad` ran through it, which stores nothing in `.grad`"
+    return _activity_note(row)
+
+
+_WORTH_A_NOTE = 0.1
+"""Share of dead units, or saturated elements, from which the row says so."""
+
+
+def _activity_note(row: RowFacts) -> str:
+    activity = row.activity
+    if activity is None:
+        return ""
+    if row.op in ("tanh", "sigmoid", "softmax"):
+        return f"{activity.share:.0%} saturated" if activity.share >= _WORTH_A_NOTE else ""
+    many = activity.samples >= 8 and activity.idle >= _WORTH_A_NOTE * activity.units
+    return f"dead: {activity.idle} of {activity.units} units" if many else ""
 
 
 def _unreached(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Verdict:

@@ -334,10 +334,12 @@ def _norm(row: RowFacts) -> float:
 def _below_precision(run: RunFacts) -> list[Finding]:
     """Parameters that an update would leave as they are, because it is rounded away."""
     found = []
-    for index, row in _learning(run):
-        small = row.kind == "parameter" and len(row.shape) < 2  # a bias before a normalisation has only rounding noise
+    learning = _learning(run)
+    # A bias before a normalisation has only rounding noise for a gradient, so vectors count where there is nothing else.
+    matrices = [(index, row) for index, row in learning if len(row.shape) >= 2]
+    for index, row in matrices or learning:
         epsilon = _EPSILON.get(row.dtype)
-        if small or epsilon is None or not row.weight_rms or not _largest(row):
+        if epsilon is None or not row.weight_rms or not _largest(row):
             continue
         step, how = _step_of(run, index, row)
         if step < epsilon / 2 * row.weight_rms:

@@ -7,6 +7,7 @@ from collections import Counter
 from ..records import Finding, TensorRow
 from ..report import Report
 from .header import aside, header
+from .loss_scale import unscaled
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
 from .rows import Usual, row_view
@@ -17,6 +18,7 @@ from .view import FindingView, ReportView
 
 def build_view(report: Report) -> ReportView:
     """The report in words and short numbers, under its own options."""
+    report = unscaled(report)
     hidden = _nothing_to_draw(report)
     selection = Selection((), folded=len(report.rows)) if hidden else select(report)
     scale = log_scale(row.grad.norm for row in selection.rows if row.grad is not None)

@@ -105,8 +105,19 @@ def _spark(row: TensorRow) -> Spark | None:
 
 
 def _note(row: TensorRow) -> Line:
-    text = " · ".join(part for part in (_not_finite(row), remark(row)) if part)
+    text = " · ".join(part for part in (_not_finite(row), remark(row), _forward(row)) if part)
     return marked_up(text, "dim" if row.grad is None and not is_surprise(row) else "plain")
+
+
+def _forward(row: TensorRow) -> str:
+    """The tensor's own values, where they were asked for (``--values``)."""
+    values = row.forward
+    if values is None or not values.numel:
+        return ""
+    bad = [f"{n} {what}" for n, what in ((values.nan_count, "NaN"), (values.inf_count, "inf")) if n]
+    if bad:
+        return f"values: {' and '.join(bad)} of {plural(values.numel, 'element')}"
+    return f"values {short(values.min)} to {short(values.max)}, norm {short(values.norm)}"
 
 
 def _not_finite(row: TensorRow) -> str:

@@ -1,0 +1,33 @@
+"""Gradients of a scaled loss (mixed precision), shown as they are without the scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..records import GradStats, TensorRow
+from ..report import Report
+
+
+def unscaled(report: Report) -> Report:
+    """The report with every gradient but the root's divided by the loss scale."""
+    if report.scale == 1.0:
+        return report
+    rows = [row if row is report.root else _row(row, report.scale) for row in report.rows]
+    return replace(report, rows=rows)
+
+
+def _row(row: TensorRow, scale: float) -> TensorRow:
+    inner = tuple(replace(step, grad=_stats(step.grad, scale) if step.grad else None) for step in row.inner)
+    return replace(row, grad=_stats(row.grad, scale) if row.grad else None, inner=inner)
+
+
+def _stats(grad: GradStats, scale: float) -> GradStats:
+    return replace(
+        grad,
+        norm=grad.norm / scale,
+        rms=grad.rms / scale,
+        mean=grad.mean / scale,
+        min=grad.min / scale,
+        max=grad.max / scale,
+        values=tuple(value / scale for value in grad.values) if grad.values is not None else None,
+    )
