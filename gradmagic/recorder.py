@@ -434,7 +434,7 @@ class Recorder(TorchFunctionMode):
             return
         place = self._place(path, name, position)
         place.parents.update(parent.index for parent in parents)
-        place.input_requires_grad = place.input_requires_grad or differentiable
+        place.input_requires_grad = differentiable
         place.leaf_view = differentiable and tensor.is_leaf and tensor.requires_grad and bool(tensor._is_view())
         self._occurrence(place, tensor)
 

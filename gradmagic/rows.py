@@ -136,7 +136,7 @@ class Assembler:
             grad_enabled=last.grad_enabled,
             inference=last.inference,
             transformed=last.transformed,
-            input_requires_grad=any(place.input_requires_grad for place in draft.places),
+            input_requires_grad=last.input_requires_grad,
             constant_use=naming.place_location(last.constant_use),
             changed=naming.place_location(last.changed),
             successor=self._row_of.get(last.successor.index) if last.successor is not None else None,

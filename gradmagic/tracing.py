@@ -334,18 +334,18 @@ class _Finish:
             if recorder.made_here(tensor) and namespace.name_of(tensor):
                 last = tensor
         if last is None or last.grad_fn is None or last.numel() == 1:
-            self._cut_root = self._scalar_without_graph()
+            self._cut_root = self._scalar_without_graph(namespace)
             return NoRoot("no_root")
         return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), tuple(last.shape))
 
-    def _scalar_without_graph(self) -> int | None:
+    def _scalar_without_graph(self, namespace: Namespace) -> int | None:
         """Place of the last number that this block made and that would be the loss, had its way not been cut."""
         found = None
         for tensor, entry in self._state.recorder.alive():
             place = entry.place
             made = place is not None and place.adopted is None
-            if made and tensor.numel() == 1 and tensor.is_floating_point() and not tensor.requires_grad:
-                found = place
+            if made and tensor.dim() == 0 and tensor.is_floating_point() and not tensor.requires_grad:
+                found = place if (namespace.name_of(tensor) or "").isidentifier() else found
         return found.index if found is not None else None
 
     def _expression_of(self, tensor: Tensor) -> str:

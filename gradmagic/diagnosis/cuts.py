@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import Finding
+from ..records import Finding, Location
 from . import hints
 from .facts import RowFacts, RunFacts
 from .flow import Flow
-from .reasons import COPIES, FACTORIES, Verdict, cut_here
+from .reasons import COPIES, FACTORIES, Verdict, cut_here, recorded_uses
 from .words import by_module, named, quoted, source_of
 
 _ON_PURPOSE = frozenset({"detach", "detach_"})
@@ -29,9 +29,9 @@ def find_cuts(run: RunFacts, flow: Flow, verdicts: Sequence[Verdict]) -> list[Fi
     found = [_cut(run, flow, cut, rows) for cut, rows in by_cut.items() if not _on_purpose(run, cut, rows)]
     return [
         *found,
-        *_unused(run, flow, [i for i in dry if verdicts[i].reason == "unused" and run.rows[i].bound_now]),
+        *_unused(run, flow, [i for i in dry if verdicts[i].reason == "unused" and _is_missed(run, flow, i)]),
         *(_late(run.rows[i], i) for i in dry if verdicts[i].reason == "requires_grad_too_late"),
-        *(_after(run, i, verdicts[i]) for i in dry if verdicts[i].reason == "after_backward"),
+        *_after(run, [i for i in dry if verdicts[i].reason == "after_backward"], verdicts),
     ]
 
 
@@ -108,12 +108,13 @@ def hint_for_cut(run: RunFacts, flow: Flow, cut: int) -> str:
     row = run.rows[cut]
     reason = cut_here(row, cut)[0]
     if reason in ("no_grad", "inference_mode"):
-        return _out_of_block(run, row)
+        updates = ".grad" in row.location.statement and row.name is not None
+        return (hints.update_in_place(row.location.statement) if updates else "") or _out_of_block(run, row)
     if row.leaves_torch:
         return _stay_in_torch(run, flow, cut)
     statement = row.location.statement
-    if row.op in _ON_PURPOSE and ".detach()" in statement:
-        return hints.without_call(hints.without_call(statement, "detach"), "requires_grad_")
+    if row.op in _ON_PURPOSE:
+        return _without_detach(statement)
     if row.op == "data" and ".data" in statement:
         return statement.replace(".data", "", 1)
     if row.op in COPIES:
@@ -124,6 +125,12 @@ def hint_for_cut(run: RunFacts, flow: Flow, cut: int) -> str:
     if row.kind in ("leaf", "parameter"):
         return _without_new_leaf(row)
     return _smooth(row)
+
+
+def _without_detach(statement: str) -> str:
+    if ".detach()" not in statement:
+        return "Use the tensor itself, with its history."
+    return hints.without_call(hints.without_call(statement, "detach"), "requires_grad_")
 
 
 def _out_of_block(run: RunFacts, row: RowFacts) -> str:
@@ -195,11 +202,21 @@ _CASTS = frozenset({"long", "int", "short", "byte", "to", "type", "bool", "char"
 # ---- leaves that are not used
 
 
+def _is_missed(run: RunFacts, flow: Flow, index: int) -> bool:
+    """Whether somebody waits for a gradient of an unused leaf: not so for a module that no optimizer was given."""
+    module = next((module for module in run.modules if index in module.parameters), None)
+    if not recorded_uses(index, run, flow) and any(True for _ in flow.downstream(index)):
+        return any(index in optimizer.rows for optimizer in run.optimizers)
+    if module is None or any(run.rows[other].has_gradient for other in module.parameters):
+        return run.rows[index].bound_now
+    return not run.optimizers or any(index in optimizer.rows for optimizer in run.optimizers)
+
+
 def _unused(run: RunFacts, flow: Flow, rows: Sequence[int]) -> list[Finding]:
     groups: dict[tuple[str, bool], list[int]] = {}
     for index in rows:
         row = run.rows[index]
-        used = any(not run.rows[use].leaves_torch for use in flow.downstream(index))
+        used = bool(recorded_uses(index, run, flow))
         owner = row.label.partition(".")[0] if row.kind == "parameter" and "." in row.label else ""
         groups.setdefault((owner, used), []).append(index)
     return [_unused_together(run, flow, group, used) for (_, used), group in groups.items()]
@@ -209,7 +226,7 @@ def _unused_together(run: RunFacts, flow: Flow, group: Sequence[int], used: bool
     rows = [run.rows[index] for index in group]
     root = run.rows[run.roots[-1]].label if run.roots else "the root"
     if used:
-        goes_to = run.rows[max(use for use in flow.downstream(group[0]) if not run.rows[use].leaves_torch)]
+        goes_to = run.rows[max(recorded_uses(group[0], run, flow))]
         message = (
             f"No gradient reaches {by_module(rows)}: used for {named(goes_to)}, and `{root}` does not depend on that."
         )
@@ -239,18 +256,23 @@ def _late(row: RowFacts, index: int) -> Finding:
     )
 
 
-def _after(run: RunFacts, index: int, verdict: Verdict) -> Finding:
-    where = verdict.place or run.rows[index].location
+def _after(run: RunFacts, rows: Sequence[int], verdicts: Sequence[Verdict]) -> list[Finding]:
+    by_line: dict[Location, list[int]] = {}
+    for index in rows:
+        by_line.setdefault(verdicts[index].place or run.rows[index].location, []).append(index)
     ran = run.passes[-1]
-    return Finding(
-        kind="after_backward",
-        severity="warning",
-        message=f"{named(run.rows[index])} gets no gradient: it is used only by `{where.statement or where.text}` ({where}), "
-        f"after the backward of `{ran.root}` ({ran.where}) had run.",
-        hint=f"Make `{where.text}` part of the loss, and run backward after it.",
-        location=where,
-        rows=(index,),
-    )
+    return [
+        Finding(
+            kind="after_backward",
+            severity="warning",
+            message=f"No gradient reaches {by_module([run.rows[i] for i in group])}: used only by `{where.statement or where.text}` ({where}), "
+            f"after the backward of `{ran.root}` ({ran.where}) had run.",
+            hint=f"Make `{where.text}` part of the loss, and run backward after it.",
+            location=where,
+            rows=tuple(group),
+        )
+        for where, group in by_line.items()
+    ]
 
 
 # ---- names that are no leaves

@@ -66,7 +66,7 @@ class Flow:
             if self.rows[parent].kind != "constant":
                 break
             start = parent
-        above = [row for row in self.rows[start].parents if self.rows[row].kind != "constant"]
+        above = [row for row in self.rows[start].parents if self.rows[row].kind in ("non-leaf", "leaf")]
         named = [row for row in above if self.rows[row].name]
         return max(named or above, default=None)
 

@@ -65,14 +65,17 @@ def exchanged(expression: str, piece: Piece, new: str) -> str:
 
 def in_statement(location: Location, new: str) -> str:
     """The whole statement at a place with its expression exchanged; the bare expression where it has none."""
-    if location.text and location.statement.count(location.text) >= 1:
-        return location.statement.replace(location.text, new, 1)
-    return new
+    if not location.text or location.text not in location.statement:
+        return new
+    closed = (f"= {location.text}", f"return {location.text}")
+    whole = location.statement.endswith(closed) or f"({location.text})" in location.statement
+    return location.statement.replace(location.text, new if whole else in_brackets(new), 1)
 
 
 def in_brackets(text: str) -> str:
     """A text that can stand before ``.clamp()`` or beside an operator."""
-    return text if re.fullmatch(r"[\w.]+(\([^()]*\)|\[[^\[\]]*\])?", text) else f"({text})"
+    closed = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)
+    return text if isinstance(_parsed(text), closed) else f"({text})"
 
 
 def without_call(statement: str, method: str) -> str:
@@ -155,6 +158,10 @@ def out_of_place(location: Location) -> str:
     return ""
 
 
+_IN_PLACE_ONLY = frozenset({"zero_", "fill_", "copy_", "set_", "normal_", "uniform_", "random_", "bernoulli_"})
+"""Methods without a sibling that makes a new tensor."""
+
+
 def _call_out_of_place(node: ast.stmt, call: ast.Call, statement: str) -> str:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     out = next((given.value for given in call.keywords if given.arg == "out"), None)
@@ -162,7 +169,7 @@ def _call_out_of_place(node: ast.stmt, call: ast.Call, statement: str) -> str:
         return f"{out.id} = " + re.sub(rf",\s*out\s*=\s*{out.id}\b", "", statement)
     if any(given.arg == "inplace" for given in call.keywords):
         return re.sub(r",\s*inplace\s*=\s*True|inplace\s*=\s*True\s*,?\s*", "", statement)
-    if not name.endswith("_") or name.endswith("__"):
+    if not name.endswith("_") or name.endswith("__") or name in _IN_PLACE_ONLY:
         return ""
     changed = re.sub(rf"\b{re.escape(name)}\(", f"{name[:-1]}(", statement, count=1)
     if isinstance(node, ast.Assign):

@@ -30,10 +30,12 @@ def diagnose(run: RunFacts) -> Diagnosis:
     """Judge a run."""
     flow = Flow(run.rows)
     verdicts = explain(run, flow)
+    retold = retell_cell_error(run)
+    said = bool(retold) and run.no_root is not None and run.no_root.kind == "cell_failed"
     findings = [
         *retell_passes(run, flow),
-        *retell_cell_error(run),
-        *explain_no_root(run, flow),
+        *retold,
+        *([] if said else explain_no_root(run, flow)),
         *find_cuts(run, flow, verdicts),
         *find_leaves(run, flow),
         *find_sickness(run, flow),

@@ -193,7 +193,9 @@ def _unreached(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Verdict:
 
 
 def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
-    uses = [use for use in flow.downstream(index) if not run.rows[use].leaves_torch]
+    uses = recorded_uses(index, run, flow)
+    if not uses and any(True for _ in flow.downstream(index)):
+        return Verdict("unused", note=f"used only where no graph is recorded, so `{root}` does not depend on it")
     if not uses:
         return Verdict("unused", note=f"never used, so `{root}` does not depend on it")
     later = [use for use in uses if run.passes and run.rows[use].clock > run.passes[-1].clock]
@@ -204,6 +206,13 @@ def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
     last = run.rows[max(uses)]
     used = f"used for `{last.label}` ({last.location}), but " if last.label != root else ""
     return Verdict("unused", note=f"{used}no path leads from it to `{root}`")
+
+
+def recorded_uses(index: int, run: RunFacts, flow: Flow) -> list[int]:
+    """Rows that a row's values went into and that could have a gradient: not those under ``no_grad``."""
+    uses = (run.rows[use] for use in flow.downstream(index))
+    recorded = {id(use) for use in uses if not use.leaves_torch and use.grad_enabled and not use.inference}
+    return [use for use in flow.downstream(index) if id(run.rows[use]) in recorded]
 
 
 def _taken_over(index: int, rows: tuple[RowFacts, ...]) -> bool:

@@ -15,8 +15,8 @@ _ASSIGNS = re.compile(r"[\w.\[\]'\", :]+?\s*([-+*/@%&|^]|//|\*\*|<<|>>)?=[^=]")
 
 def source_of(row: RowFacts) -> str:
     """The statement that bound the row to its name, when it is short; else the expression that made it."""
-    if row.name is None and row.module and row.by_library:
-        return row.module
+    if _inside_a_module(row):
+        return row.module or ""
     return source_at(row.location, bound=row.name is not None) or row.label
 
 
@@ -29,6 +29,12 @@ def source_at(location: Location, bound: bool = True) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
+def _inside_a_module(row: RowFacts) -> bool:
+    """Whether the row has no name, and its line says less than the path of the module: ``net.1`` for ``net(x)``."""
+    called = row.location.text.startswith(f"{row.module}(")
+    return row.name is None and row.module is not None and row.by_library and not called
+
+
 def quoted(row: RowFacts) -> str:
     r"""``\\`codes = z.argmax(-1)\\` (line 7)``."""
     return f"`{source_of(row)}` ({row.location})"
@@ -36,7 +42,7 @@ def quoted(row: RowFacts) -> str:
 
 def named(row: RowFacts) -> str:
     r"""``\\`z\\` (line 6)``; a row that was there before the cell has no line worth naming."""
-    label = row.module if row.name is None and row.module and row.by_library else row.label
+    label = row.module or "" if _inside_a_module(row) else row.label
     label = label if len(label) <= _SHORT else label[: _SHORT - 1] + "…"
     return f"`{label}`" if row.adopted or not row.location.line else f"`{label}` ({row.location})"
 

@@ -1319,4 +1319,35 @@ for epoch in range(15):
 w_error = (w.detach() - true_w).abs().max().item()
 """,
     ),
+    Healthy(
+        situation="An averaged model is updated and evaluated after the training pass",
+        cell="""\
+import copy
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+torch.manual_seed(0)
+net = nn.Linear(3, 1)
+average = copy.deepcopy(net)
+x, y = torch.randn(8, 3), torch.randn(8, 1)
+loss = F.mse_loss(net(x), y)
+loss.backward()
+with torch.no_grad():
+    for p, q in zip(average.parameters(), net.parameters()):
+        p.mul_(0.9).add_(q, alpha=0.1)
+    held_out = F.mse_loss(average(x), y)
+""",
+    ),
+    Healthy(
+        situation="A new ReLU layer on a single feature of one sign, half of whose units are off",
+        cell="""\
+import torch
+import torch.nn as nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 1))
+x = torch.rand(32, 1) + 1
+loss = (net(x) - x ** 2).pow(2).mean()
+loss.backward()
+""",
+    ),
 )
