@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -210,6 +211,7 @@ def _saved(node: Any) -> Iterator[Tensor]:
                 yield value.detach()
 
 
+@cache
 def _plain(grad_fn: str) -> str:
     return re.sub(r"Backward\d*$", "", grad_fn)
 

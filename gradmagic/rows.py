@@ -286,7 +286,7 @@ def _activity(place: Place) -> Activity | None:
         return None
     idle, off, counted = pending.result()
     share = off / counted if counted else 0.0
-    return Activity(idle=int(idle), units=pending.units, samples=pending.samples, share=share)
+    return Activity(idle=idle, units=pending.units, samples=pending.samples, share=share)
 
 
 def _nothing() -> None:

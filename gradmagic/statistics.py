@@ -176,24 +176,25 @@ class PendingActivity:
 
     __slots__ = ("_numbers", "samples", "units")
 
-    def __init__(self, numbers: Tensor, units: int, samples: int) -> None:
-        self._numbers: Tensor | list[float] = numbers.tolist() if numbers.device.type == "cpu" else numbers
+    def __init__(self, idle: Tensor, off: Tensor, counted: Tensor | int, units: int, samples: int) -> None:
+        numbers = (idle, off, counted)
+        # On the CPU there is nothing to wait for, and plain numbers are smaller.
+        self._numbers = tuple(map(int, numbers)) if off.device.type == "cpu" else numbers
         self.units = units
         self.samples = samples
 
-    def result(self) -> tuple[float, float, float]:
+    def result(self) -> tuple[int, int, int]:
         """Units that never answer, elements that do not, and how many elements count."""
-        if isinstance(self._numbers, Tensor):
-            self._numbers = self._numbers.tolist()
-        idle, off, counted = self._numbers
+        idle, off, counted = map(int, self._numbers)
         return idle, off, counted
 
 
 def activity(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> PendingActivity | None:
     """How many units of an activation's result are zero (relu) or saturated (tanh, sigmoid, softmax).
 
-    A unit is a channel (dimension 1) of a result with four or more dimensions, else a position of the last one; it is
-    idle when that holds for every sample. For softmax each distribution over more than one possibility is a unit.
+    A unit of a relu is a channel (dimension 1) of a result with four or more dimensions, else a position of the last
+    one; it is idle when that holds for every sample. For tanh and sigmoid each element is a unit, for softmax each
+    distribution over more than one possibility.
 
     Args:
         name: one of `ACTIVATIONS`.
@@ -212,15 +213,13 @@ def activity(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result
     off = _off(name, args, kwargs, data)
     if off is None:
         return None
+    count = torch.count_nonzero(off)
+    if name in ("tanh", "sigmoid"):
+        return PendingActivity(count, count, off.numel(), off.numel(), 1)
     unit = 1 if off.dim() >= 4 else off.dim() - 1
     others = [dim for dim in range(off.dim()) if dim != unit]
     idle = off.all(dim=others) if others else off
-    count = off.sum()
-    return PendingActivity(
-        torch.stack([idle.sum(), count, torch.full_like(count, off.numel())]),
-        idle.numel(),
-        off.numel() // max(idle.numel(), 1),
-    )
+    return PendingActivity(torch.count_nonzero(idle), count, off.numel(), idle.numel(), off.numel() // idle.numel())
 
 
 def _off(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Tensor) -> Tensor | None:
@@ -245,4 +244,4 @@ def _softmax_activity(args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Te
         return None
     possible = (args[0].detach() > -math.inf).sum(dim) > 1
     saturated = ((data.amax(dim) > 0.5 + _HALF) & possible).sum()
-    return PendingActivity(torch.stack([saturated, saturated, possible.sum()]), possible.numel(), 1)
+    return PendingActivity(saturated, saturated, possible.sum(), possible.numel(), 1)

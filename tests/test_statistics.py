@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gradmagic.statistics import measure
+from gradmagic.statistics import activity, measure
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1000, 33)]
 
@@ -81,3 +81,39 @@ def test_meta_tensors_have_no_numbers() -> None:
     stats = measure(torch.ones(3, 3, device="meta")).result()
     assert math.isnan(stats.norm)
     assert (stats.numel, stats.values) == (9, None)
+
+
+def test_units_of_a_relu_are_dead_when_no_sample_wakes_them() -> None:
+    """One column of three is zero in every row; an image counts its channels."""
+    before = torch.tensor([[1.0, -1.0, 2.0], [-1.0, -2.0, 3.0]])
+    found = activity("relu", (before,), {}, before.relu())
+    assert found is not None
+    assert (found.result(), found.units, found.samples) == ((1, 3, 6), 3, 2)
+    image = torch.zeros(2, 3, 4, 4)
+    image[:, 0] = 1.0
+    found = activity("relu", (image,), {}, image)
+    assert found is not None
+    assert (found.result()[0], found.units, found.samples) == (2, 3, 32)
+
+
+def test_tanh_is_saturated_where_less_than_two_percent_of_the_slope_is_left() -> None:
+    """1 - 0.989**2 is above 2 %, 1 - 0.991**2 is below."""
+    result = torch.tensor([0.5, 0.989, 0.991, -0.991])
+    found = activity("tanh", (result,), {}, result)
+    assert found is not None
+    assert found.result() == (2, 2, 4)
+
+
+def test_a_masked_softmax_with_one_possibility_left_is_not_called_saturated() -> None:
+    """The first row of a causal mask has nothing to choose from."""
+    scores = torch.tensor([[0.0, -math.inf], [9.0, 0.0]])
+    found = activity("softmax", (scores,), {"dim": 1}, scores.softmax(1))
+    assert found is not None
+    assert found.result() == (1, 1, 1)
+
+
+def test_a_clamp_with_other_bounds_is_no_activation() -> None:
+    """Only `clamp(min=0)` is a ReLU."""
+    x = torch.ones(3)
+    assert activity("clamp", (x, -1, 1), {}, x) is None
+    assert activity("clamp", (x,), {"min": 0}, x) is not None

@@ -14,8 +14,8 @@ class Activity:
     """How an activation function answered, over one call.
 
     Attributes:
-        idle: units (channels of an image, else positions of the last dimension; whole distributions for softmax)
-            that were zero, or saturated, in every sample.
+        idle: units that were zero in every sample (for relu: channels of an image, else positions of the last
+            dimension), or saturated (for tanh and sigmoid: elements; for softmax: distributions).
         units: how many there are.
         samples: over how many values each unit was looked at.
         share: share of single elements (distributions, for softmax) that were zero or saturated, 0.0 to 1.0.
