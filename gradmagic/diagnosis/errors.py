@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 
 from ..records import Finding, Location
-from . import hints
+from . import cures, hints
 from .cuts import hint_for_cut, what_cuts
 from .facts import Failure, PassFacts, RowFacts, RunFacts
 from .flow import Flow
+from .not_finite import where_behind
 from .words import listed, named, quoted, shape_text, source_at
 
 # ---- backward
@@ -196,8 +197,11 @@ def explain_no_graph(run: RunFacts, flow: Flow, root: int | None, opening: str) 
         message = f"{opening}: {quoted(row)} {what_cuts(row)}."
         if last is not None:
             message += f" The last tensor with a graph is {named(run.rows[last])}."
-        if not run.grad_mode:
-            message += " Gradients have been switched off since before this cell."
+        if not run.grad_mode and not row.grad_enabled:
+            message = (
+                f"{opening}: gradients have been switched off since before this cell (`torch.set_grad_enabled(False)`), "
+                f"so {quoted(row)} recorded no graph."
+            )
         return message, hint_for_cut(run, flow, cut), row.location
     frozen = [row for row in run.rows if row.is_parameter and row.kind == "parameter" and row.has_gradient is False]
     frozen = [row for i, row in enumerate(run.rows) if row.is_parameter and _in(flow, root, i)] or []
@@ -242,6 +246,22 @@ def _reduced(done: PassFacts, how: str) -> str:
     return f"{root}.{how}.backward()"
 
 
+def _nan_in_anomaly_mode(run: RunFacts, flow: Flow, done: PassFacts) -> Finding:
+    failure = done.failure or Failure()
+    if failure.row is None:
+        return _failed(run, flow, done)
+    row = run.rows[failure.row]
+    return Finding(
+        kind="nan_gradient",
+        severity="error",
+        message=f"The backward of {quoted(row)} gave NaN, and `detect_anomaly` stopped backward from `{done.root}` ({done.where}) there.",
+        hint=cures.for_gradient(run, row, where_behind(run, flow, failure.row)),
+        location=row.location,
+        rows=(failure.row,),
+        detail=done.error or "",
+    )
+
+
 def _not_real(run: RunFacts, flow: Flow, done: PassFacts) -> Finding:  # noqa: ARG001
     return Finding(
         kind="root_not_real",
@@ -276,6 +296,7 @@ _Retell = Callable[[RunFacts, Flow, PassFacts], Finding]
 _PASS_ERRORS: tuple[tuple[str, _Retell], ...] = (
     ("a second time", _second_time),
     ("modified by an inplace operation", _changed_in_place),
+    ("returned nan values", _nan_in_anomaly_mode),
     ("only for scalar outputs", _not_scalar),
     ("only for real scalar outputs", _not_real),
     ("does not require grad and does not have a grad_fn", _without_graph),

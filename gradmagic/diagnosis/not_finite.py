@@ -34,7 +34,7 @@ def _bad_gradient(run: RunFacts, flow: Flow, birth: Birth) -> Finding:
         message += f": it was born in the backward of {quoted(consumer)}{_at_value(consumer, birth)}."
     else:
         message += "."
-    selected = flow_to_where(run, flow, birth.consumer) if birth.consumer is not None else None
+    selected = where_behind(run, flow, birth.consumer) if birth.consumer is not None else None
     if selected is not None and birth.upstream:
         message += " `where` does not select that element, but 0 times infinity is NaN all the same."
     by_scaler = bool(run.scaler) and not birth.nan_count
@@ -62,7 +62,7 @@ def _value(value: float) -> str:
     return "NaN" if math.isnan(value) else str(int(value)) if value in (0.0, 1.0, -1.0) else number(value)
 
 
-def flow_to_where(run: RunFacts, flow: Flow, index: int) -> RowFacts | None:
+def where_behind(run: RunFacts, flow: Flow, index: int) -> RowFacts | None:
     """The ``torch.where`` that takes what a row made, right away or after elementwise steps."""
     for depth, user in enumerate(flow.downstream(index)):
         if run.rows[user].op in ("where", "masked_fill"):

@@ -1732,7 +1732,27 @@ total.backward()
     ),
 )
 
-SICK: tuple[Case, ...] = NAN_GRADIENTS + NAN_VALUES + TRENDS + TRAPS
+ANOMALY = (
+    Case(
+        situation="anomaly mode stops at the square root of a speed that is zero",
+        cell="""\
+import torch
+speed = torch.tensor([0.0, 4.0], requires_grad=True)
+with torch.autograd.detect_anomaly():
+    root = speed.sqrt()
+    loss = (root * 0).sum()
+    loss.backward()
+""",
+        kind="nan_gradient",
+        line=5,
+        mentions=("root = speed.sqrt()", "loss"),
+        paste="replace",
+        cured="bool(speed.grad.isfinite().all())",
+        raises="RuntimeError",
+    ),
+)
+
+SICK: tuple[Case, ...] = ANOMALY + NAN_GRADIENTS + NAN_VALUES + TRENDS + TRAPS
 
 
 NEAR_MISSES: tuple[Healthy, ...] = (
