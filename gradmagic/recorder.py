@@ -498,8 +498,8 @@ class Recorder(TorchFunctionMode):
         place.last_clock = self.tick()
         self._describe(place, tensor)
         self._remember(tensor, place, occurrence)
-        if self.with_values and not place.transformed:
-            place.see_values(measure(tensor), occurrence)
+        if self.with_values and not place.transformed and not tensor.is_quantized:
+            place.see_values(measure(tensor if place.is_floating else tensor.to(torch.float64)), occurrence)
         if self._depth > DEEPEST and tensor.requires_grad:
             # The operation's last node is the newest there is; so its number is known without a look at it.
             newest = torch._C._autograd._get_sequence_nr() - 1

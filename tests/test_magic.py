@@ -346,3 +346,20 @@ def test_without_values_no_row_has_them_and_the_option_is_offered(shell: Session
     report = shell["report"]
     assert all(row.forward is None for row in report.rows)
     assert report.findings[0].hint == "%%gradtrace --values"
+
+
+def test_values_of_masks_indices_and_empty_tensors_are_taken_too(shell: Session) -> None:
+    """No dtype keeps `--values` from looking, and nothing is left untraced."""
+    shell.run(
+        "%%gradtrace -q --values -o report\n"
+        "mask = torch.tensor([True, False])\n"
+        "index = torch.tensor([2, 5])\n"
+        "nothing = torch.ones(0) * w\n"
+        "wave = torch.tensor([3 + 4j]) * w\n"
+        "loss = (w * mask).sum() + wave.abs().sum() + nothing.sum()"
+    )
+    report = shell["report"]
+    assert report.findings == []
+    assert (report["mask"].forward.zero_fraction, report["index"].forward.max) == (0.5, 5.0)
+    assert report["wave"].forward.norm == 10.0
+    assert report["nothing"].forward.numel == 0

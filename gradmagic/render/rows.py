@@ -117,6 +117,8 @@ def _forward(row: TensorRow) -> str:
     bad = [f"{n} {what}" for n, what in ((values.nan_count, "NaN"), (values.inf_count, "inf")) if n]
     if bad:
         return f"values: {' and '.join(bad)} of {plural(values.numel, 'element')}"
+    if values.numel == 1:
+        return f"value {short(values.min)}"
     return f"values {short(values.min)} to {short(values.max)}, norm {short(values.norm)}"
 
 
