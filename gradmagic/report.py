@@ -255,7 +255,7 @@ def is_surprise(row: TensorRow) -> bool:
 _COLUMNS = (
     "line", "place", "name", "expression", "module", "module_type", "op", "grad_fn", "kind", "shape", "dtype",
     "device", "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count",
-    "numel", "reason", "culprit", "note",
+    "numel", "reason", "culprit", "note", "value_norm", "value_min", "value_max", "value_nan_count", "value_inf_count",
 )  # fmt: skip
 _STATISTICS = ("norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel")
 
@@ -269,6 +269,8 @@ def _flat(row: TensorRow) -> dict[str, Any]:
     flat["culprit"] = str(row.culprit) if row.culprit is not None else None
     for name in _STATISTICS:
         flat[name] = getattr(row.grad, name, None)
+    for name in ("norm", "min", "max", "nan_count", "inf_count"):
+        flat[f"value_{name}"] = getattr(row.forward, name, None)
     return flat
 
 
