@@ -195,12 +195,15 @@ def _where(node: Any, gradient: Tensor, received: Sequence[Tensor | None]) -> tu
     upstream = any(
         came is not None and came.shape == gradient.shape and float(came[index].abs()) == 0 for came in received
     )
-    values = [float(saved[index]) for saved in _saved(node) if saved.shape == gradient.shape and not saved.is_complex()]
+    values = [
+        float(saved[index]) for saved in saved_tensors(node) if saved.shape == gradient.shape and not saved.is_complex()
+    ]
     edge = [value for value in values if value in (0.0, 1.0, -1.0) or abs(value) == float("inf") or value != value]
     return next(iter(edge + values), None), upstream
 
 
-def _saved(node: Any) -> Iterator[Tensor]:
+def saved_tensors(node: Any) -> Iterator[Tensor]:
+    """The tensors a node has saved for its backward, as far as PyTorch still hands them out."""
     for name in dir(node):
         if name.startswith("_saved_"):
             try:

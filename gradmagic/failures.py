@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .births import Owner
+from .births import Owner, saved_tensors
 from .changes import Change, memory_of
 from .graph import Step, nodes_below
 from .places import Path, Place
@@ -43,10 +43,11 @@ class UnseenChange:
 
 def failure_of(recorder: Recorder, roots: Sequence[Tensor], node_id: int | None, error: BaseException) -> PassFailure:
     """What can be told of a pass that raised `error` while the node with this ``id`` ran."""
-    step = nodes_below(roots)[0].get(node_id) if node_id is not None else None
+    steps, _ = nodes_below(roots)
+    step = steps.get(node_id) if node_id is not None else None
     if step is None:
         return PassFailure(None, 0, "")
-    owner = _owner(recorder, step, roots)
+    owner = _owner(recorder, step, steps)
     grad_fn = str(step.node.name())
     if owner is None:
         return PassFailure(None, 0, grad_fn)
@@ -58,9 +59,8 @@ def failure_of(recorder: Recorder, roots: Sequence[Tensor], node_id: int | None,
     return PassFailure(*owner, grad_fn, victim, change, times)
 
 
-def _owner(recorder: Recorder, step: Step, roots: Sequence[Tensor]) -> Owner | None:
+def _owner(recorder: Recorder, step: Step, steps: Mapping[int, Step]) -> Owner | None:
     """The place a node belongs to; an unseen node belongs to that of the nodes it is reached from."""
-    steps, _ = nodes_below(roots)
     current: Step | None = step
     while current is not None:
         marks = recorder.marks(current.node)
@@ -137,23 +137,11 @@ def unseen_changes(recorder: Recorder, steps: Mapping[int, Step]) -> list[Unseen
             place = recorder.places[index]
             later = {memory for memory, change in changed.items() if change.clock > place.last_clock}
             if later and occurrence == place.count - 1:
-                found += [_unseen(recorder, index, changed[memory]) for memory in _memories(step.node) & later]
+                memories = set(map(memory_of, saved_tensors(step.node)))
+                found += [_unseen(recorder, index, changed[memory]) for memory in later if memory in memories]
     return found
 
 
 def _unseen(recorder: Recorder, consumer: int, change: Change) -> UnseenChange:
     parents = recorder.places[change.place].parents
     return UnseenChange(min(parents) if parents else change.place, consumer, change.path)
-
-
-def _memories(node: Any) -> set[int]:
-    found: set[int] = set()
-    for name in dir(node):
-        if name.startswith("_saved_"):
-            try:
-                value = getattr(node, name)
-            except RuntimeError:  # freed, or changed in place as well: backward itself says so
-                continue
-            memory = memory_of(value) if isinstance(value, Tensor) else None
-            found |= set() if memory is None else {memory}
-    return found

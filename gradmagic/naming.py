@@ -37,13 +37,18 @@ class Draft:
 
 
 class Naming:
-    """Names every place, and groups places into rows."""
+    """Names every place, and groups places into rows.
+
+    Attributes:
+        namespace: the person's variables.
+        module_names: what the outermost modules that ran are called.
+    """
 
     def __init__(self, recorder: Recorder, sources: Sources, namespace: Namespace) -> None:
         self._recorder = recorder
         self._sources = sources
-        self._namespace = namespace
-        self._modules = recorder.modules.names(namespace.modules, sources)
+        self.namespace = namespace
+        self.module_names = recorder.modules.names(namespace.modules, sources)
         self._parameters = self._take_in_parameters()
         self._names: dict[int, list[str]] = {}
         self._bound = [self._all_bound(place) for place in recorder.places]
@@ -54,7 +59,7 @@ class Naming:
     def _take_in_parameters(self) -> dict[int, str]:
         """Names of all parameters of the modules that ran; those no operation used get a row as well."""
         names: dict[int, str] = {}
-        for name, parameter, call, mark in self._recorder.modules.parameters(self._modules):
+        for name, parameter, call, mark in self._recorder.modules.parameters(self.module_names):
             if id(parameter) not in names:
                 names[id(parameter)] = name
                 self._recorder.used(parameter, Path(call, mark, None))
@@ -64,7 +69,7 @@ class Naming:
         """Full path of the module that ran, with its variable in front."""
         if mark is None:
             return None
-        outer = self._modules[mark.outer]
+        outer = self.module_names[mark.outer]
         return f"{outer}.{mark.inner_path}" if mark.inner_path else outer
 
     # ---- names
@@ -128,12 +133,12 @@ class Naming:
     def _held_by(self, place: Place) -> list[str]:
         # A variable holds the newest version of a tensor that was changed in place.
         tensor = place.ref() if place.ref is not None and place.successor is None else None
-        return self._namespace.tensors.get(id(tensor), []) if tensor is not None else []
+        return self.namespace.tensors.get(id(tensor), []) if tensor is not None else []
 
     def is_bound(self, place: Place) -> bool:
         """Whether a variable of the person leads to the tensor."""
         tensor = place.ref() if place.ref is not None else None
-        return tensor is not None and (id(tensor) in self._namespace.tensors or id(tensor) in self._parameters)
+        return tensor is not None and (id(tensor) in self.namespace.tensors or id(tensor) in self._parameters)
 
     def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
         """All names of a place, the one to show first."""

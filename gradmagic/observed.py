@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +28,7 @@ from .diagnosis.facts import (
 from .failures import PassFailure
 from .history import EarlierBinding, History
 from .modules import named
-from .namespace import Namespace
+from .naming import Naming
 from .optimizers import OptimizerWatch
 from .places import FailedCall, Path, Place
 from .recorder import Recorder
@@ -46,7 +47,7 @@ class Observer:
         recorder: Recorder,
         ledger: Ledger,
         sources: Sources,
-        namespace: Namespace,
+        naming: Naming,
         history: History,
         row_of: dict[int, int],
     ) -> None:
@@ -54,14 +55,10 @@ class Observer:
         self._recorder = recorder
         self._ledger = ledger
         self._sources = sources
-        self._namespace = namespace
+        self._naming = naming
+        self._namespace = naming.namespace
         self._history = history
         self._row_of = row_of
-
-    def location(self, path: Path | None) -> Location | None:
-        """Where the person's code stands on a path."""
-        site = self._sources.person_site(path.sites) if path is not None else None
-        return self._sources.location(site) if site is not None else None
 
     def _row(self, place: Place | int | None) -> int | None:
         index = place.index if isinstance(place, Place) else place
@@ -85,14 +82,14 @@ class Observer:
             for change in done.unseen
             if (victim := self._row(change.victim)) is not None
             and (consumer := self._row(change.consumer)) is not None
-            and (where := self.location(change.path)) is not None
+            and (where := self._naming.place_location(change.path)) is not None
         )
         return PassFacts(
             root=", ".join(labels[row] for row in roots) or "?",
             roots=roots,
             shape=done.shape,
             value=done.value,
-            location=self.location(done.path),
+            location=self._naming.place_location(done.path),
             function=done.function,
             clock=done.clock,
             error=done.error,
@@ -116,7 +113,6 @@ class Observer:
             inf_count=birth.inf_count,
             numel=birth.numel,
             saved=birth.saved,
-            occurrence=birth.owner[1],
             upstream=birth.upstream,
         )
 
@@ -131,7 +127,7 @@ class Observer:
             grad_fn=failure.grad_fn.removeprefix("torch::autograd::"),
             earlier_round=place is not None and failure.occurrence < place.count - 1,
             victim=self._row(failure.victim),
-            culprit=self.location(change.path) if change is not None else None,
+            culprit=self._naming.place_location(change.path) if change is not None else None,
             culprit_op=change.op if change is not None else "",
             culprit_module=self._in_place_module(change.path) if change is not None else "",
             times=max(failure.times, 1),
@@ -142,8 +138,7 @@ class Observer:
         """Path of the module of PyTorch's own (``nn.ReLU(inplace=True)``) that changed its input; empty for none."""
         if path.module is None or not path.sites or not self._sources.is_library(path.sites[0].code):
             return ""
-        outer = self._module_names()[path.module.outer]
-        return f"{outer}.{path.module.inner_path}" if path.module.inner_path else outer
+        return self._naming.module(path.module) or ""
 
     def loss_scale(self) -> tuple[float, str]:
         """What the last root's loss was multiplied by for mixed precision, and the name of the scaler that did it."""
@@ -176,7 +171,10 @@ class Observer:
         call = self._recorder.failed_call
         if call is not None and call.error == id(error):
             return CellError(
-                text=_text(error), location=self.location(call.path), op=call.op, operands=tuple(self._operands(call))
+                text=_text(error),
+                location=self._naming.place_location(call.path),
+                op=call.op,
+                operands=tuple(self._operands(call)),
             )
         return CellError(text=_text(error), location=self._raised_at(traceback))
 
@@ -214,17 +212,14 @@ class Observer:
 
     def optimizers(self, watch: OptimizerWatch) -> tuple[OptimizerFacts, ...]:
         """Those that variables of the person hold."""
-        row_of = self._rows_of_leaves()
-        owned = self._owned()
-        found = []
-        for name, value in self._namespace.others:
-            if isinstance(value, torch.optim.Optimizer):
-                found.append(self._optimizer(name, value, row_of, owned, watch))
-        return tuple(found)
+        return tuple(
+            self._optimizer(name, value, watch)
+            for name, value in self._namespace.others
+            if isinstance(value, torch.optim.Optimizer)
+        )
 
-    def _optimizer(
-        self, name: str, optimizer: Any, row_of: dict[int, int], owned: set[int], watch: OptimizerWatch
-    ) -> OptimizerFacts:
+    def _optimizer(self, name: str, optimizer: Any, watch: OptimizerWatch) -> OptimizerFacts:
+        row_of = self._rows_of_leaves
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = [parameter for parameter in held if id(parameter) not in row_of]
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
@@ -234,9 +229,9 @@ class Observer:
             rate=max(rates, default=0.0),
             rows=tuple(row_of[id(parameter)] for parameter in held if id(parameter) in row_of),
             strangers=len(strangers),
-            orphans=sum(id(parameter) not in owned for parameter in held),
+            orphans=sum(id(parameter) not in self._owned for parameter in held),
             shapes=tuple(tuple(parameter.shape) for parameter in strangers),
-            stepped=self.location(watch.stepped(optimizer)),
+            stepped=self._naming.place_location(watch.stepped(optimizer)),
             made=self._made(name),
         )
 
@@ -247,6 +242,7 @@ class Observer:
         earlier = self._history.binding(name)
         return earlier.location if earlier is not None else None
 
+    @cached_property
     def _rows_of_leaves(self) -> dict[int, int]:
         return {
             id(tensor): self._row_of[entry.place.index]
@@ -254,21 +250,19 @@ class Observer:
             if tensor.is_leaf and entry.place is not None and entry.place.index in self._row_of
         }
 
+    @cached_property
     def _owned(self) -> set[int]:
         """Every parameter and tensor that a variable of the person, or a module that ran, leads to."""
-        running = [module for _, module, _ in self._recorder.modules.outermost(self._module_names())]
+        running = [module for _, module, _ in self._recorder.modules.outermost(self._naming.module_names)]
         modules = [*self._namespace.module_objects, *running]
         owned = {id(parameter) for module in modules for _, parameter in named(module, "named_parameters")}
         return owned | set(self._namespace.tensors)
 
-    def _module_names(self) -> list[str]:
-        return self._recorder.modules.names(self._namespace.modules, self._sources)
-
     def modules(self, watch: OptimizerWatch) -> tuple[ModuleFacts, ...]:
         """The outermost modules that ran."""
-        row_of = self._rows_of_leaves()
+        row_of = self._rows_of_leaves
         found = []
-        for name, module, call in self._recorder.modules.outermost(self._module_names()):
+        for name, module, call in self._recorder.modules.outermost(self._naming.module_names):
             parameters = [row_of[id(p)] for _, p in named(module, "named_parameters") if id(p) in row_of]
             site = self._sources.person_site(call)
             found.append(
@@ -303,7 +297,8 @@ class Observer:
 
     def stale(self, rows: Sequence[RowFacts], upstream: Callable[[int], set[int]]) -> tuple[Stale, ...]:
         """Tensors of earlier cells whose graph ends in leaves that no variable holds any more."""
-        orphans = {index for index, row in enumerate(rows) if self._is_orphan(index, row)}
+        unheld = {row for tensor, row in self._rows_of_leaves.items() if tensor not in self._owned}
+        orphans = {index for index in unheld if rows[index].adopted and rows[index].has_gradient}
         found = []
         for index, row in enumerate(rows):
             binding = self._binding(row) if row.kind == "non-leaf" and row.reached else None
@@ -313,14 +308,6 @@ class Observer:
                 name, where = rebound
                 found.append(Stale(row=index, made=binding.location, name=name, rebound=where, leaf=leaves[0]))
         return tuple(found)
-
-    def _is_orphan(self, index: int, row: RowFacts) -> bool:
-        if not (row.adopted and row.kind in ("leaf", "parameter") and row.has_gradient):
-            return False
-        owned = self._owned()
-        place = next((p for p in self._recorder.places if self._row_of.get(p.index) == index), None)
-        tensor = place.ref() if place is not None and place.ref is not None else None
-        return tensor is not None and id(tensor) not in owned
 
     def _rebound(self, binding: EarlierBinding) -> tuple[str, Location] | None:
         """A variable that went into an earlier cell's value and has been bound anew since."""

@@ -60,7 +60,7 @@ class Assembler:
         self._naming = Naming(recorder, sources, namespace)
         self._drafts = self._naming.drafts()
         self._row_of = {place.index: row for row, draft in enumerate(self._drafts) for place in draft.places}
-        self._observer = Observer(recorder, ledger, sources, namespace, history, self._row_of)
+        self._observer = Observer(recorder, ledger, sources, self._naming, history, self._row_of)
 
     def assemble(self, ending: Ending) -> Assembly:
         """Build every row and pass, and judge them."""
@@ -117,14 +117,12 @@ class Assembler:
             kind=kind_of(last) if last.requires_grad and not stands_apart(last) else "constant",
             dtype=last.dtype,
             location=naming.location(draft),
-            device=last.device,
             shape=last.shape,
             grad_fn=last.grad_fn,
             module=naming.module(last.path.module) if last.adopted is None or last.is_parameter else None,
             parents=self._parents(draft),
             clock=last.last_clock,
             count=sum(place.count for place in draft.places),
-            number=last.number,
             is_floating=last.is_floating,
             is_parameter=last.is_parameter,
             is_leaf=last.is_leaf,

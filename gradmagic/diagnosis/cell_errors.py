@@ -13,7 +13,7 @@ from .words import named, source_at
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A well-known error: part of its text, our kind for it, what to say, and the code to write."""
+    """A well-known error: a pattern of its text, our kind for it, what to say, and the code to write."""
 
     text: str
     kind: str
@@ -22,51 +22,40 @@ class _Known:
 
 
 _KNOWN = (
+    # Before the next one, whose text is a part of this one's.
     _Known(
-        "leaf Variable that requires grad is being used in an in-place operation",
+        r"view of a leaf Variable that requires grad is being used in an in-place operation",
+        "leaf_changed_in_place",
+        "`{source}` ({where}) changes a part of a leaf in place while its gradient is recorded, through the view {first}; "
+        "PyTorch does not allow that.",
+        "with torch.no_grad():\n    {statement}",
+    ),
+    _Known(
+        r"leaf Variable that requires grad is being used in an in-place operation",
         "leaf_changed_in_place",
         "`{source}` ({where}) changes the leaf {first} in place while its gradient is recorded, which PyTorch does not allow.",
         "with torch.no_grad():\n    {statement}",
     ),
     _Known(
-        "view of a leaf Variable that requires grad is being used in an in-place operation",
-        "leaf_changed_in_place",
-        "`{source}` ({where}) changes a part of the leaf {first} in place while its gradient is recorded, which PyTorch does "
-        "not allow.",
-        "with torch.no_grad():\n    {statement}",
-    ),
-    _Known(
-        "Only Tensors of floating point and complex dtype can require gradients",
+        r"[Oo]nly Tensors of floating point (and complex )?dtype can require gradients",
         "integer_requires_grad",
         "`{source}` ({where}) asks for the gradient of whole numbers{dtype}, which have none.",
         "{floating}",
     ),
     _Known(
-        "only Tensors of floating point and complex dtype can require gradients",
-        "integer_requires_grad",
-        "`{source}` ({where}) asks for the gradient of whole numbers{dtype}, which have none.",
-        "{floating}",
-    ),
-    _Known(
-        "only Tensors of floating point dtype can require gradients",
-        "integer_requires_grad",
-        "`{source}` ({where}) asks for the gradient of whole numbers{dtype}, which have none.",
-        "{floating}",
-    ),
-    _Known(
-        "Can't call numpy() on Tensor that requires grad",
+        r"Can't call numpy\(\) on Tensor that requires grad",
         "numpy_needs_detach",
         "`{source}` ({where}) hands {first} to NumPy, where no gradient can follow; PyTorch wants you to say so.",
         "{detached}",
     ),
     _Known(
-        "can't optimize a non-leaf Tensor",
+        r"can't optimize a non-leaf Tensor",
         "non_leaf_in_optimizer",
         "`{source}` ({where}) gives the optimizer a tensor that was computed from others; only leaves can be optimized.",
         "Give it the leaf itself: make it with `.requires_grad_()` (or `nn.Parameter`) as the last step.",
     ),
     _Known(
-        "you can only change requires_grad flags of leaf variables",
+        r"you can only change requires_grad flags of leaf variables",
         "requires_grad_of_non_leaf",
         "`{source}` ({where}) switches `requires_grad` off for {first}, which was computed from others: only leaves have that switch.",
         "{switched}",
@@ -81,7 +70,7 @@ def retell_cell_error(run: RunFacts) -> list[Finding]:
     if error is None or any(done.error == error.text for done in run.passes):
         return []
     for known in _KNOWN:
-        if known.text in error.text:
+        if re.search(known.text, error.text):
             return [_retold_known(run, error, known)]
     mismatch = _mismatch(run, error)
     return [mismatch] if mismatch is not None else []

@@ -44,9 +44,8 @@ def _on_purpose(run: RunFacts, cut: int, rows: Sequence[int]) -> bool:
     An optimizer that holds some of their parameters together with some that did get a gradient speaks against it.
     """
     row = run.rows[cut]
-    explicit = row.op in _ON_PURPOSE or (row.is_floating and not row.grad_enabled)
     whole = row.kind == "constant" and all(run.rows[index].kind == "parameter" for index in rows)
-    if not explicit or not whole:
+    if not _is_explicit(row) or not whole:
         return False
     dry = set(rows)
     for module in run.modules:
@@ -60,16 +59,20 @@ def _on_purpose(run: RunFacts, cut: int, rows: Sequence[int]) -> bool:
 
 def _cut(run: RunFacts, flow: Flow, cut: int, rows: Sequence[int]) -> Finding:
     row = run.rows[cut]
-    explicit = row.op in _ON_PURPOSE or (row.is_floating and not row.grad_enabled)
     return Finding(
         kind="cut_upstream",
-        severity="warning" if explicit else "error",
+        severity="warning" if _is_explicit(row) else "error",
         message=f"No gradient reaches {by_module([run.rows[index] for index in rows])}: "
         f"{quoted(row)} {what_cuts(row)}.",
         hint=hint_for_cut(run, flow, cut),
         location=row.location,
         rows=(*rows, *(() if row.leaves_torch else (cut,))),
     )
+
+
+def _is_explicit(row: RowFacts) -> bool:
+    """Whether somebody wrote ``detach`` or ``no_grad`` to cut here."""
+    return row.op in _ON_PURPOSE or (row.is_floating and not row.grad_enabled)
 
 
 def what_cuts(row: RowFacts) -> str:
@@ -205,7 +208,7 @@ _CASTS = frozenset({"long", "int", "short", "byte", "to", "type", "bool", "char"
 def _is_missed(run: RunFacts, flow: Flow, index: int) -> bool:
     """Whether somebody waits for a gradient of an unused leaf: not so for a module that no optimizer was given."""
     module = next((module for module in run.modules if index in module.parameters), None)
-    if not recorded_uses(index, run, flow) and any(True for _ in flow.downstream(index)):
+    if not recorded_uses(index, run, flow) and flow.consumers.get(index):
         return any(index in optimizer.rows for optimizer in run.optimizers)
     if module is None or any(run.rows[other].has_gradient for other in module.parameters):
         return run.rows[index].bound_now

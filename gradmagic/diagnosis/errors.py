@@ -203,8 +203,7 @@ def explain_no_graph(run: RunFacts, flow: Flow, root: int | None, opening: str) 
                 f"so {quoted(row)} recorded no graph."
             )
         return message, hint_for_cut(run, flow, cut), row.location
-    frozen = [row for row in run.rows if row.is_parameter and row.kind == "parameter" and row.has_gradient is False]
-    frozen = [row for i, row in enumerate(run.rows) if row.is_parameter and _in(flow, root, i)] or []
+    frozen = [row for i, row in enumerate(run.rows) if row.is_parameter and _in(flow, root, i)]
     if frozen:
         owner = frozen[0].label.partition(".")[0]
         message = f"{opening}: every parameter it was computed from is frozen ({listed(row.label for row in frozen)})."
@@ -239,11 +238,7 @@ def _not_scalar(run: RunFacts, flow: Flow, done: PassFacts) -> Finding:  # noqa:
 
 
 def _reduced(done: PassFacts, how: str) -> str:
-    root = hints.in_brackets(done.root)
-    statement = done.location.statement if done.location is not None else ""
-    if statement == f"{done.root}.backward()":
-        return f"{root}.{how}.backward()"
-    return f"{root}.{how}.backward()"
+    return f"{hints.in_brackets(done.root)}.{how}.backward()"
 
 
 def _nan_in_anomaly_mode(run: RunFacts, flow: Flow, done: PassFacts) -> Finding:

@@ -37,7 +37,6 @@ class RowFacts:
         op: what made it.
         kind: ``parameter``, ``leaf``, ``non-leaf`` or ``constant``.
         dtype: name of the dtype.
-        device: name of the device.
         shape: its shape.
         location: where it was made.
         grad_fn: name of its autograd node, or None.
@@ -45,7 +44,6 @@ class RowFacts:
         parents: indices of the rows it was made from.
         clock: when it was last made.
         count: how often it was made.
-        number: a number among the operation's inputs (2.0 in ``loss * 2.0``), or None.
         is_floating: whether the dtype can have a gradient at all.
         is_parameter: an ``nn.Parameter``, also with requires_grad off.
         is_leaf: it has no history, whether it requires a gradient or not.
@@ -86,14 +84,12 @@ class RowFacts:
     kind: Kind
     dtype: str
     location: Location
-    device: str = "cpu"
     shape: tuple[int, ...] = ()
     grad_fn: str | None = None
     module: str | None = None
     parents: tuple[int, ...] = ()
     clock: int = 0
     count: int = 1
-    number: float | None = None
     is_floating: bool = True
     is_parameter: bool = False
     is_leaf: bool = False
@@ -171,7 +167,6 @@ class Birth:
         grad_fn: name of the autograd node that made it.
         nan_count, inf_count, numel: of the gradient.
         saved: value that the operation had been given where it went wrong, or None.
-        occurrence: which occurrence of `row`.
         upstream: the gradient that came in was zero at that element.
     """
 
@@ -183,7 +178,6 @@ class Birth:
     inf_count: int = 0
     numel: int = 0
     saved: float | None = None
-    occurrence: int = 0
     upstream: bool = False
 
 

@@ -15,12 +15,10 @@ from .notebook import find_traps
 from .reasons import Verdict, explain
 from .sick import find_sickness
 
-_SEVERITY = {"error": 0, "warning": 1, "info": 2}
-
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A verdict for every row, and the findings, the most severe first."""
+    """A verdict for every row, and the findings."""
 
     verdicts: list[Verdict]
     findings: list[Finding]
@@ -41,5 +39,4 @@ def diagnose(run: RunFacts) -> Diagnosis:
         *find_sickness(run, flow),
         *find_traps(run, flow),
     ]
-    findings.sort(key=lambda finding: _SEVERITY[finding.severity])
     return Diagnosis(verdicts, findings)

@@ -194,7 +194,7 @@ def _unreached(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Verdict:
 
 def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
     uses = recorded_uses(index, run, flow)
-    if not uses and any(True for _ in flow.downstream(index)):
+    if not uses and flow.consumers.get(index):
         return Verdict("unused", note=f"used only where no graph is recorded, so `{root}` does not depend on it")
     if not uses:
         return Verdict("unused", note=f"never used, so `{root}` does not depend on it")
@@ -210,9 +210,11 @@ def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
 
 def recorded_uses(index: int, run: RunFacts, flow: Flow) -> list[int]:
     """Rows that a row's values went into and that could have a gradient: not those under ``no_grad``."""
-    uses = (run.rows[use] for use in flow.downstream(index))
-    recorded = {id(use) for use in uses if not use.leaves_torch and use.grad_enabled and not use.inference}
-    return [use for use in flow.downstream(index) if id(run.rows[use]) in recorded]
+    return [
+        use
+        for use in flow.downstream(index)
+        if not (row := run.rows[use]).leaves_torch and row.grad_enabled and not row.inference
+    ]
 
 
 def _taken_over(index: int, rows: tuple[RowFacts, ...]) -> bool:

@@ -114,9 +114,8 @@ def _forward(row: TensorRow) -> str:
     values = row.forward
     if values is None or not values.numel:
         return ""
-    bad = [f"{n} {what}" for n, what in ((values.nan_count, "NaN"), (values.inf_count, "inf")) if n]
-    if bad:
-        return f"values: {' and '.join(bad)} of {plural(values.numel, 'element')}"
+    if values.nan_count or values.inf_count:
+        return f"values: {_bad_elements(values)}"
     if values.numel == 1:
         return f"value {short(values.min)}"
     return f"values {short(values.min)} to {short(values.max)}, norm {short(values.norm)}"
@@ -127,8 +126,12 @@ def _not_finite(row: TensorRow) -> str:
     grad = row.grad
     if grad is None or not (grad.nan_count or grad.inf_count) or "NaN" in row.note or "inf" in row.note:
         return ""
-    counts = [f"{n} {what}" for n, what in ((grad.nan_count, "NaN"), (grad.inf_count, "inf")) if n]
-    return f"{' and '.join(counts)} of {plural(grad.numel, 'element')}"
+    return _bad_elements(grad)
+
+
+def _bad_elements(stats: GradStats) -> str:
+    counts = [f"{n} {what}" for n, what in ((stats.nan_count, "NaN"), (stats.inf_count, "inf")) if n]
+    return f"{' and '.join(counts)} of {plural(stats.numel, 'element')}"
 
 
 def _inner(step: InnerStep) -> InnerView:

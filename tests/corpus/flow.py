@@ -2576,4 +2576,20 @@ loss = (student(rows) - soft).pow(2).mean()
         cured="not soft.requires_grad and student.weight.grad is not None and bool(student.weight.grad.abs().sum() > 0)",
         raises="RuntimeError",
     ),
+    Case(
+        situation="a part of a leaf changed in place through a view",
+        cell="""\
+import torch
+prices = torch.ones(4, requires_grad=True)
+first = prices[:2]
+first += 1
+loss = prices.sum()
+""",
+        kind="leaf_changed_in_place",
+        line=5,
+        mentions=("first", "part of a leaf"),
+        paste="replace",
+        cured="prices.grad is not None",
+        raises="RuntimeError",
+    ),
 )
