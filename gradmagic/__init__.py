@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from .records import BackwardPass, Finding, GradSeries, GradStats, InnerStep, Location, TensorRow
+    from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
+    from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
     from .report import Report, ReportOptions
     from .tracing import trace
 
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackwardPass",
+    "Curve",
+    "CurvePoint",
     "Finding",
+    "GradPoint",
     "GradSeries",
     "GradStats",
     "InnerStep",
+    "LedgerEntry",
     "Location",
+    "PassSummary",
     "Report",
     "ReportOptions",
     "TensorRow",
@@ -34,9 +40,10 @@ __all__ = [
 _HOMES = MappingProxyType(
     {"trace": "tracing", "Report": "report", "ReportOptions": "report"}
     | dict.fromkeys(
-        ("BackwardPass", "Finding", "GradSeries", "GradStats", "InnerStep", "Location", "TensorRow"),
+        ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "TensorRow"),
         "records",
     )
+    | dict.fromkeys(("Curve", "CurvePoint", "GradPoint", "GradSeries", "PassSummary"), "curves")
 )
 """Where each public name lives. They are imported on first use, so that loading the extension stays light."""
 

@@ -1,16 +1,56 @@
-"""What the ``.grad`` of each leaf is made of: one pass, or several that have added up, some of them used already."""
+"""What the ``.grad`` of each leaf is made of: one pass, or several that have added up, some of them used already.
+
+A *turn* lasts from one pass to the next. Weights that are updated in a turn use what its pass brought; a gradient
+that lies about while only other weights are updated belongs to somebody else's turn.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .guest import guest_of
-from .places import Path, Place
+from .places import Path, Place, Source
 from .statistics import Pending, measure
 
-_BEFORE_THE_CELL = -1
+BEFORE_THE_CELL = -1
+"""In place of a loss: what lay in ``.grad`` when the cell began."""
+
+
+@dataclass(slots=True)
+class Grown:
+    """An update that used gradients which an earlier update had used already.
+
+    Attributes:
+        path: the update.
+        loss: the loss whose pass was added.
+        passes: how many passes had added up, at most.
+        updates: how many updates there were of this kind.
+    """
+
+    path: Path
+    loss: int
+    passes: int
+    updates: int = 0
+
+
+@dataclass(slots=True)
+class Mixed:
+    """An update that used a gradient of somebody else's turn along with its own.
+
+    Attributes:
+        path: the update.
+        foreign: the loss whose gradient was still there.
+        own: the loss whose pass was added to it.
+        updates: how many updates there were of this kind.
+    """
+
+    path: Path
+    foreign: int
+    own: int
+    updates: int = 0
 
 
 @dataclass(slots=True)
@@ -19,46 +59,135 @@ class Account:
 
     Attributes:
         held: what ``.grad`` held when the first pass of this trace came, where that was not nothing.
-        passes: the passes whose gradients ``.grad`` is the sum of; -1 for those of earlier cells.
-        used: the last pass before the last update of the leaf, or None.
-        stepped_on_old: the pass that was added to gradients an earlier update had used, where the leaf was updated with
-            the sum, and how many passes had added up.
+        sums: how many passes of each loss ``.grad`` is the sum of; see `BEFORE_THE_CELL`.
+        first, newest: numbers of the first and of the last pass in that sum.
+        is_fresh: there is a gradient that no update has used yet.
+        used: the newest pass at the last update, or None.
+        turn: the turn in which it was updated last.
+        foreign: losses whose gradient lies in ``.grad`` from a turn in which only others were updated.
+        strays: in how many turns of each loss it got a gradient while only others were updated.
+        own: losses in whose turns it was updated.
+        grown, mixed: the updates that used more than they should have.
+        thrown_away: where its last unused gradient was cleared, and number and loss of the pass it came from.
+        thrown: how often that happened at all.
+        updates: how often it was updated.
     """
 
     held: Pending | None = None
-    passes: list[int] = field(default_factory=list)
+    sums: dict[int, int] = field(default_factory=dict)
+    first: int = 0
+    newest: int = -1
+    newest_loss: int = 0
+    is_fresh: bool = False
     used: int | None = None
-    stepped_on_old: tuple[int, Path, int] | None = None
+    turn: int = -1
+    foreign: set[int] = field(default_factory=set)
+    strays: dict[int, int] = field(default_factory=dict)
+    own: set[int] = field(default_factory=set)
+    grown: Grown | None = None
+    mixed: Mixed | None = None
+    thrown_away: tuple[Path, int, int] | None = None
+    thrown: int = 0
+    updates: int = 0
+
+    def empty(self) -> None:
+        """Nothing is left of earlier passes."""
+        self.sums.clear()
+        self.foreign.clear()
+        self.is_fresh = False
 
 
 class GradientBook:
-    """The accounts of all leaves, by the index of their place."""
+    """The accounts of all leaves, by the index of their place.
+
+    Attributes:
+        accounts: the accounts.
+        turn: number of the last pass that stored gradients, or -1.
+        by_hand: how often a gradient was put into ``.grad`` by other means than backward.
+    """
 
     def __init__(self) -> None:
         self.accounts: dict[int, Account] = {}
+        self.turn = -1
+        self.by_hand = 0
+        self._loss = 0
+        self._leaves: list[int] = []
+        self._updated = False
 
-    def before_pass(self, leaf: Tensor, place: int, index: int) -> None:
-        """Pass `index` is about to add to a leaf's ``.grad``."""
+    def before_pass(self, leaves: Collection[tuple[int, Tensor]], source: Source) -> None:
+        """A pass is about to add to the ``.grad`` of these leaves, given with the index of their place."""
+        self.end_turn()
+        self.turn, self._loss = source.number, source.loss
+        self._leaves = [place for place, _ in leaves]
+        for place, leaf in leaves:
+            self._add(leaf, place, source)
+
+    def _add(self, leaf: Tensor, place: int, source: Source) -> None:
         new = place not in self.accounts
         account = self.accounts.setdefault(place, Account())
-        held = _held(leaf)
+        held = None if leaf.grad is None or not (new or account.sums) else _held(leaf)
         if held is None:
-            account.passes = [index]
-            return
-        if new:
+            account.empty()
+        elif new:
             account.held = held
-            account.passes = [_BEFORE_THE_CELL]
-        account.passes.append(index)
+            account.sums = {BEFORE_THE_CELL: 1}
+            account.first = BEFORE_THE_CELL
+        if not account.sums:
+            account.first = source.number
+        account.sums[source.loss] = account.sums.get(source.loss, 0) + 1
+        account.newest, account.newest_loss, account.is_fresh = source.number, source.loss, True
+
+    def end_turn(self) -> None:
+        """The next pass comes, or the end: who was updated since the last one, and who was not?"""
+        if self._updated:
+            for place in self._leaves:
+                account = self.accounts[place]
+                if account.turn == self.turn:
+                    account.own.add(self._loss)
+                else:
+                    account.strays[self._loss] = account.strays.get(self._loss, 0) + 1
+                    account.foreign.update({self._loss} & set(account.sums))
+        self._leaves, self._updated = [], False
 
     def updated(self, place: Place, path: Path) -> None:
         """A leaf was changed in place: by an optimizer's step, or by hand."""
         account = self.accounts.get(place.index)
-        if account is None or not account.passes:
+        if account is None or not account.sums:
             return
-        newest = account.passes[-1]
-        if account.used is not None and account.passes[0] <= account.used < newest:
-            account.stepped_on_old = account.stepped_on_old or (newest, path, len(account.passes))
-        account.used = newest
+        self._updated = True
+        if account.is_fresh:
+            account.updates += 1
+            self._judge(account, path)
+        account.turn, account.used, account.is_fresh = self.turn, account.newest, False
+
+    @staticmethod
+    def _judge(account: Account, path: Path) -> None:
+        """Whether an update uses more than what the passes since the last update brought."""
+        if account.used is not None and account.first <= account.used < account.newest:
+            grown = account.grown = account.grown or Grown(path, account.newest_loss, 0)
+            grown.passes = max(grown.passes, sum(account.sums.values()))
+            grown.updates += 1
+        foreign = account.foreign - {account.newest_loss}
+        if foreign:
+            mixed = account.mixed = account.mixed or Mixed(path, min(foreign), account.newest_loss)
+            mixed.updates += 1
+
+    def cleared(self, place: Place, path: Path) -> None:
+        """The ``.grad`` of a leaf was set to None, or to zeros."""
+        account = self.accounts.get(place.index)
+        if account is None:
+            return
+        if account.is_fresh and account.sums:
+            account.thrown_away = (path, account.newest, account.newest_loss)
+            account.thrown += 1
+        account.empty()
+
+    def given(self, place: Place | None) -> None:
+        """Somebody put a gradient into ``.grad`` by hand, or changed it there."""
+        self.by_hand += 1
+        account = self.accounts.get(place.index) if place is not None else None
+        if account is not None:
+            account.is_fresh = True
 
 
 def _held(leaf: Tensor) -> Pending | None:

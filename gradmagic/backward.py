@@ -5,77 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .accumulation import GradientBook
-from .births import BirthPoint
-from .failures import PassFailure, UnseenChange, failure_of, unseen_changes
+from .failures import failure_of, unseen_changes
 from .graph import Listener, nodes_below
 from .guest import GuestParty, guest_of
+from .journal import Journal
 from .operations import tensors_in
-from .places import Gradient, Path, Place
+from .passes import Pass, PassFunction, PassLog
+from .places import Path, Place, Source
 from .recorder import Interceptor, Recorder
-from .statistics import measure
-
-PassFunction = Literal["backward", "autograd.grad"]
-
-
-@dataclass(slots=True)
-class Pass:
-    """One run of backward, while the cell still runs.
-
-    Attributes:
-        roots: places it started from.
-        path: where it was called; None when gradtrace ran it.
-        function: ``backward`` or ``autograd.grad``.
-        frees_graph: whether the graph could not be used again afterwards.
-        clock: the recorder's clock when it ran: what was made later has no part in it.
-        limited: places named by ``backward(inputs=...)``, or None.
-        reached: places on the way from the roots to the leaves.
-        received_by: places that a gradient arrived at.
-        complete: whether the graph was followed to its ends.
-        value: the root's value, when it is one number that costs no wait.
-        shape: shape of the root.
-        asked: places that ``autograd.grad`` was asked for, or that ``inputs=`` named.
-        failure: where in the graph it stopped with an error, or None.
-        births: where gradients went bad.
-        unseen: saved tensors that were changed where autograd does not look.
-    """
-
-    roots: list[Place]
-    path: Path | None
-    function: PassFunction
-    frees_graph: bool
-    clock: int
-    value: float | None = None
-    limited: set[int] | None = None
-    reached: set[int] = field(default_factory=set)
-    received_by: set[int] = field(default_factory=set)
-    complete: bool = True
-    seconds: float = 0.0
-    error: str | None = None
-    shape: tuple[int, ...] = ()
-    asked: tuple[int, ...] = ()
-    failure: PassFailure | None = None
-    births: list[BirthPoint] = field(default_factory=list)
-    unseen: list[UnseenChange] = field(default_factory=list)
+from .statistics import Backlog, Pending, measure
 
 
 class Ledger:
-    """Every backward pass of a trace, in order.
+    """Runs every backward pass of a trace, and keeps the log of them.
 
     Attributes:
-        passes: the passes.
+        log: the passes.
         book: what the ``.grad`` of each leaf is made of.
+        journal: the lines that cleared and clipped gradients.
     """
 
     def __init__(self, zero_grad: bool) -> None:
-        self.passes: list[Pass] = []
+        self.log = PassLog()
         self.book = GradientBook()
+        self.journal = Journal(Backlog())
         self._zero_grad = zero_grad
         self._zeroed: set[int] = set()
         self._recorder: Recorder | None = None
@@ -91,7 +52,8 @@ class Ledger:
     def watch(self, recorder: Recorder) -> None:
         """Work for this recorder."""
         self._recorder = recorder
-        recorder.on_update = self.book.updated
+        self.journal = Journal(recorder.backlog)
+        recorder.watcher = self
 
     def release(self) -> None:
         """Let go of the recorder."""
@@ -100,7 +62,35 @@ class Ledger:
     @property
     def ran_by_cell(self) -> bool:
         """Whether the cell itself ran backward (``autograd.grad`` alone does not count)."""
-        return any(done.function == "backward" and done.path is not None for done in self.passes)
+        return any(loss.function == "backward" and loss.path is not None for loss in self.log.losses)
+
+    # ---- what happens to gradients beside backward (`recorder.Watcher`)
+
+    def updated(self, place: Place, path: Path) -> None:
+        """A leaf was changed in place."""
+        self.book.updated(place, path)
+        self.journal.interrupted()
+
+    def cleared(self, tensor: Tensor, place: Place | None, path: Path) -> None:
+        """The ``.grad`` of a tensor was cleared."""
+        if place is not None:
+            self.book.cleared(place, path)
+        self.journal.cleared(id(tensor), path, self._tick())
+
+    def given(self, place: Place | None) -> None:
+        """A gradient was put into ``.grad`` by hand."""
+        self.book.given(place)
+
+    def clipped_norm(self, total: Tensor, max_norm: object, path: Path) -> None:
+        """``clip_grad_norm_`` has computed the total norm."""
+        self.journal.clipped_norm(total, max_norm, path, self._tick())
+
+    def clipped_values(self, gradient: Tensor, path: Path) -> None:
+        """``clip_grad_value_`` is at work."""
+        self.journal.clipped_values(id(gradient), path, self._tick())
+
+    def _tick(self) -> int:
+        return self._recorder.tick() if self._recorder is not None else 0
 
     # ---- passes that the cell runs
 
@@ -121,55 +111,53 @@ class Ledger:
         roots = _argument(args, kwargs, 0, "outputs")
         inputs = _argument(args, kwargs, 1, "inputs")
         keeps = _argument(args, kwargs, 3, "retain_graph"), _argument(args, kwargs, 4, "create_graph")
-        with self._running("autograd.grad", roots, inputs, keeps) as done:
+        with self._running("autograd.grad", roots, inputs, keeps) as listener:
             result = call(args, kwargs)
-            self._returned(done, inputs, result)
+            self._returned(listener, inputs, result)
         return result
 
-    def _returned(self, done: Pass | None, inputs: Any, gradients: Any) -> None:
+    def _returned(self, listener: Listener | None, inputs: Any, gradients: Any) -> None:
         """Gradients that ``autograd.grad`` returns flow past the hooks of the tensors they were asked for."""
         recorder = self._recorder
-        if recorder is None or done is None:
+        if recorder is None or listener is None:
             return
         for (_, tensor), (_, gradient) in zip(tensors_in(inputs), _results(gradients), strict=False):
             entry = recorder.entry(tensor)
             place = entry.place if entry is not None else None
-            if entry is None or place is None or gradient is None or place.index in done.received_by:
+            if entry is None or place is None or gradient is None or place.index in listener.received_by:
                 continue
-            place.gradients.append(Gradient(self.passes.index(done), entry.occurrence, measure(gradient)))
-            done.received_by.add(place.index)
+            listener.received(place.index, entry.occurrence, gradient, None)
 
     @contextmanager
     def _running(
         self, function: PassFunction, roots: Any, inputs: Any, keeps: tuple[Any, Any]
-    ) -> Iterator[Pass | None]:
+    ) -> Iterator[Listener | None]:
         """Listen to a pass that the cell runs."""
         recorder = self._recorder
         if recorder is None:
             yield None
             return
         # Two frames of contextlib and one of ours lie between here and the recorder's handler.
-        with self._listening(recorder, recorder.paths.here(4), function, [t for _, t in tensors_in(roots)]) as done:
-            keep, create = keeps
-            done.frees_graph = not (create if keep is None else keep)
-            if inputs is not None:
-                entries = [recorder.entry(tensor) for _, tensor in tensors_in(inputs)]
-                done.asked = tuple(entry.place.index for entry in entries if entry and entry.place)
-                done.limited = set(done.asked)
-            yield done
+        path = recorder.paths.here(4)
+        keep, create = keeps
+        done = self.log.begin(path, function, recorder.tick())
+        done.frees_graph = not (create if keep is None else keep)
+        if inputs is not None:
+            entries = [recorder.entry(tensor) for _, tensor in tensors_in(inputs)]
+            done.asked = tuple(entry.place.index for entry in entries if entry and entry.place)
+            done.limited = True
+        with self._listening(recorder, path, done, [tensor for _, tensor in tensors_in(roots)]) as listener:
+            yield listener
 
     @contextmanager
-    def _listening(
-        self, recorder: Recorder, path: Path, function: PassFunction, roots: Sequence[Tensor]
-    ) -> Iterator[Pass]:
-        listener = Listener(recorder, len(self.passes), path)
-        done = Pass([], path, function, True, recorder.tick())
-        self.passes.append(done)
+    def _listening(self, recorder: Recorder, path: Path, done: Pass, roots: Sequence[Tensor]) -> Iterator[Listener]:
+        listener = Listener(recorder, path)
         with torch._C.DisableTorchFunction():
             self._prepare(recorder, listener, done, roots)
+        self.journal.interrupted()
         start = time.perf_counter()
         try:
-            yield done
+            yield listener
         except BaseException as error:  # noted, and passed on: the person's own
             done.error = f"{type(error).__name__}: {error}"
             self._note_failure(recorder, listener, done, roots, error)
@@ -177,18 +165,17 @@ class Ledger:
         finally:
             done.seconds = time.perf_counter() - start
             listener.detach()
-            done.received_by |= listener.received_by
             done.births = listener.watch.births
+            self.log.end(done)
 
-    @staticmethod
     def _note_failure(
-        recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor], error: BaseException
+        self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor], error: BaseException
     ) -> None:
         try:
             with torch._C.DisableTorchFunction():
-                done.failure = failure_of(recorder, roots, listener.now_at, error)
+                self.log.stopped(done, failure_of(recorder, roots, listener.now_at, error))
         except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
-            recorder.failures.append(f"backward: {type(fault).__name__}: {fault}")
+            recorder.fault("backward", fault)
 
     def _prepare(self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor]) -> None:
         try:
@@ -196,15 +183,16 @@ class Ledger:
             done.unseen = unseen_changes(recorder, steps)
             leaves = listener.attach(roots, steps)
             done.reached, done.complete = listener.reached, listener.complete
-            done.roots = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
-            done.value = _scalar(roots)
+            places = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
+            listener.source = self.log.started_from(done, places)
+            _note_value(recorder, done, roots)
             done.shape = tuple(roots[0].shape) if len(roots) == 1 and not roots[0].is_nested else ()
             if done.function == "backward":
                 recorder.retain()
                 self._clear(leaves)
-                self._keep_book(recorder, leaves)
+                self._keep_book(recorder, leaves, listener.source)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not keep backward from running
-            recorder.failures.append(f"backward: {type(error).__name__}: {error}")
+            recorder.fault("backward", error)
 
     def _clear(self, leaves: Sequence[Tensor]) -> None:
         """``--zero-grad``: the first pass that reaches a leaf starts from an empty ``.grad``."""
@@ -215,11 +203,10 @@ class Ledger:
                 self._zeroed.add(id(leaf))
                 leaf.grad = None
 
-    def _keep_book(self, recorder: Recorder, leaves: Sequence[Tensor]) -> None:
-        for leaf in leaves:
-            entry = recorder.entry(leaf)
-            if entry is not None and entry.place is not None:
-                self.book.before_pass(leaf, entry.place.index, len(self.passes) - 1)
+    def _keep_book(self, recorder: Recorder, leaves: Sequence[Tensor], source: Source) -> None:
+        entries = ((leaf, recorder.entry(leaf)) for leaf in leaves)
+        found = [(entry.place.index, leaf) for leaf, entry in entries if entry is not None and entry.place is not None]
+        self.book.before_pass(found, source)
 
     # ---- the pass that gradtrace runs
 
@@ -233,11 +220,15 @@ class Ledger:
         if recorder is None:
             return
         path = recorder.paths.here(1)
+        done = self.log.begin(None, "backward", recorder.tick())
+        done.frees_graph = False
         try:
-            with self._listening(recorder, path, "backward", [root]) as done:
-                done.path, done.frees_graph = None, False
-                with _Visit(recorder, self._zero_grad), _same_random_numbers():
-                    torch.autograd.backward(root, retain_graph=True)
+            with (
+                self._listening(recorder, path, done, [root]),
+                _Visit(recorder, self._zero_grad),
+                _same_random_numbers(),
+            ):
+                torch.autograd.backward(root, retain_graph=True)
         except Exception:  # noqa: BLE001, S110 - backward's own error is in the ledger; the report retells it
             pass
 
@@ -302,11 +293,18 @@ def _results(value: Any) -> Iterator[tuple[int, Tensor | None]]:
     yield from enumerate(values)
 
 
-def _scalar(roots: Sequence[Tensor]) -> float | None:
-    """The root's value, when reading it costs no wait for a device."""
-    if len(roots) != 1 or roots[0].numel() != 1 or roots[0].device.type != "cpu" or roots[0].is_complex():
-        return None
-    return float(roots[0].detach().item())
+def _note_value(recorder: Recorder, done: Pass, roots: Sequence[Tensor]) -> None:
+    """Take down the root's value where it is one real number; from a device it comes after the cell."""
+    if len(roots) != 1 or roots[0].is_nested or roots[0].numel() != 1 or roots[0].is_complex() or roots[0].is_meta:
+        return
+    pending = measure(roots[0])
+    recorder.backlog.when_known(pending.waiting, partial(_value_arrived, done, pending))
+
+
+def _value_arrived(done: Pass, pending: Pending) -> None:
+    done.value = pending.result().mean
+    if done.loss is not None:
+        done.loss.values.add(done.value, done.step)
 
 
 def is_scalar(value: object) -> bool:

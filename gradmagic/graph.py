@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from .births import BirthWatch, Owner
-from .places import Gradient, InnerNode, Path
+from .places import InnerNode, Path, Source
 from .recorder import Recorder
 from .statistics import Pending, measure
 
@@ -115,12 +115,12 @@ class Listener:
         received_by: indices of the places a gradient arrived at.
         now_at: ``id`` of the node that is running, or ran last.
         watch: where gradients went bad.
+        source: which pass it is; known before the first gradient flows.
     """
 
-    def __init__(self, recorder: Recorder, pass_index: int, path: Path) -> None:
-        """Prepare to listen to pass `pass_index`, which is run at `path`."""
+    def __init__(self, recorder: Recorder, path: Path) -> None:
+        """Prepare to listen to a pass that is run at `path`."""
         self._recorder = recorder
-        self._pass = pass_index
         self._path = path
         self._handles: list[Any] = []
         self._inner_counts: dict[tuple[int, int], int] = {}
@@ -130,6 +130,7 @@ class Listener:
         self.received_by: set[int] = set()
         self.now_at: int | None = None
         self.watch = BirthWatch({})
+        self.source = Source(0, 0, 0, 0)
 
     def attach(self, roots: Sequence[Tensor], steps: dict[int, Step]) -> list[Tensor]:
         """Hook every node below the roots; returns the leaves found."""
@@ -233,7 +234,7 @@ class Listener:
         pending = self._measured(gradient, layout)
         if pending is not None:
             self.received_by.add(place)
-            self._recorder.places[place].gradients.append(Gradient(self._pass, occurrence, pending))
+            self._recorder.places[place].receive(self.source, occurrence, pending, self._recorder.backlog)
         return pending
 
     def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> Pending | None:
@@ -255,7 +256,7 @@ class Listener:
         try:
             return measure(gradient, layout)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
-            self._recorder.failures.append(f"gradient statistics: {type(error).__name__}: {error}")
+            self._recorder.fault("gradient statistics", error)
             return None
 
 

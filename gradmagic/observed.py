@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backward import Ledger, Pass
+from .backward import Ledger
 from .births import BirthPoint
 from .diagnosis.facts import (
     Birth,
     CellError,
     Failure,
+    LossFacts,
     ModuleFacts,
     Operand,
     OptimizerFacts,
@@ -24,12 +25,14 @@ from .diagnosis.facts import (
     RowFacts,
     SilentChange,
     Stale,
+    StepFacts,
 )
 from .failures import PassFailure
 from .history import EarlierBinding, History
 from .modules import named
 from .naming import Naming
 from .optimizers import OptimizerWatch
+from .passes import Pass
 from .places import FailedCall, Path, Place
 from .recorder import Recorder
 from .records import Location
@@ -70,9 +73,46 @@ class Observer:
 
     # ---- passes
 
+    def losses(self, labels: Sequence[str]) -> tuple[LossFacts, ...]:
+        """What the passes started from; `labels` are those of the rows."""
+        return tuple(
+            LossFacts(
+                root=", ".join(labels[row] for row in self._rows(loss.roots)) or "?",
+                roots=self._rows(loss.roots),
+                location=self._naming.place_location(loss.path),
+                function=loss.function,
+                count=loss.count,
+                clock=loss.freed_at,
+                reached=frozenset(self._rows(loss.reached)),
+            )
+            for loss in self._ledger.log.losses
+        )
+
+    def steps(self, watch: OptimizerWatch) -> tuple[StepFacts, ...]:
+        """Where optimizers stepped."""
+        found = []
+        for line in watch.lines:
+            where = self._naming.place_location(line.path)
+            if where is None:
+                continue
+            clearing = line.clearing or (None, 0)
+            found.append(
+                StepFacts(
+                    optimizer=self._optimizer_names.get(line.optimizer, line.type_name),
+                    location=where,
+                    count=line.count,
+                    without=line.without,
+                    again=line.again,
+                    emptied=line.emptied,
+                    cleared=self._naming.place_location(clearing[0]),
+                    loss=clearing[1],
+                )
+            )
+        return tuple(found)
+
     def passes(self, labels: Sequence[str]) -> tuple[PassFacts, ...]:
         """Every pass; `labels` are those of the rows."""
-        return tuple(self._pass(done, labels) for done in self._ledger.passes)
+        return tuple(self._pass(done, labels) for done in self._ledger.log.kept)
 
     def _pass(self, done: Pass, labels: Sequence[str]) -> PassFacts:
         roots = self._rows(done.roots)
@@ -117,9 +157,6 @@ class Observer:
         )
 
     def _failure(self, failure: PassFailure, done: Pass) -> Failure:
-        passes = self._ledger.passes
-        before = passes[: passes.index(done)]
-        freeing = [i for i, other in enumerate(before) if other.frees_graph and failure.place in other.reached]
         place = self._recorder.places[failure.place] if failure.place is not None else None
         change = failure.change
         return Failure(
@@ -131,7 +168,7 @@ class Observer:
             culprit_op=change.op if change is not None else "",
             culprit_module=self._in_place_module(change.path) if change is not None else "",
             times=max(failure.times, 1),
-            freed_by=freeing[-1] if freeing else None,
+            freed_by=done.freed_by.index if done.freed_by is not None else None,
         )
 
     def _in_place_module(self, path: Path) -> str:
@@ -142,7 +179,7 @@ class Observer:
 
     def loss_scale(self) -> tuple[float, str]:
         """What the last root's loss was multiplied by for mixed precision, and the name of the scaler that did it."""
-        done = next((done for done in reversed(self._ledger.passes) if done.function == "backward"), None)
+        done = next((done for done in reversed(self._ledger.log.kept) if done.function == "backward"), None)
         root = done.roots[0] if done is not None and len(done.roots) == 1 else None
         if root is None or root.op != "mul":
             return 1.0, ""
@@ -157,9 +194,9 @@ class Observer:
     def _arrived_at_loss(self, root: Place) -> float:
         """The gradient that arrived at what the scaler was given: as the root's is 1, it is the scale."""
         for index in root.parents:
-            gradients = self._recorder.places[index].gradients
-            if gradients:
-                return gradients[-1].pending.result().norm
+            last = self._recorder.places[index].last_gradient
+            if last is not None:
+                return last[2].result().norm
         return 1.0
 
     # ---- how the cell ended
@@ -234,6 +271,15 @@ class Observer:
             stepped=self._naming.place_location(watch.stepped(optimizer)),
             made=self._made(name),
         )
+
+    @cached_property
+    def _optimizer_names(self) -> dict[int, str]:
+        """Names of the optimizers that variables hold, by ``id``."""
+        return {
+            id(value): name
+            for name, value in reversed(self._namespace.others)
+            if isinstance(value, torch.optim.Optimizer)
+        }
 
     def _made(self, name: str) -> Location | None:
         origin = self._sources.origin_in_cell(name) if name.isidentifier() else None

@@ -1,47 +1,243 @@
-"""Which optimizers step while a cell runs, and where."""
+"""Which optimizers step while a cell runs, where, with what gradients, and how far each step goes."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .modules import ModuleRegistry
-from .paths import Paths
-from .places import Path
+from .accumulation import Account, GradientBook
+from .curves import GrowingCurve
+from .places import Path, Place
+from .recorder import Recorder
+from .statistics import Waiting, stacked
 
 _KEPT = 256
+MEASURED = 2**28
+"""How many elements of weights are copied at most to measure a step: 1 GiB of float32, for as long as it runs."""
+
+
+@dataclass(slots=True, eq=False)
+class StepLine:
+    """The steps of one optimizer at one line.
+
+    Attributes:
+        optimizer: ``id`` of the optimizer.
+        type_name: its class.
+        path: where it steps.
+        clock: when it stepped first, by the recorder's clock.
+        count: how often it stepped.
+        without: how often no parameter had a gradient at all.
+        again: how often there were only gradients that the step before had used already.
+        emptied: how often the gradients of the last pass had been cleared before the step.
+        clearing: where, and the loss of that pass.
+        values: median over the parameters of ``||update|| / ||weight||``, each time.
+    """
+
+    optimizer: int
+    type_name: str
+    path: Path
+    clock: int
+    count: int = 0
+    without: int = 0
+    again: int = 0
+    emptied: int = 0
+    clearing: tuple[Path, int] | None = None
+    values: GrowingCurve = field(default_factory=GrowingCurve)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A parameter that an optimizer is about to update, with its place and a copy of its value."""
+
+    parameter: Tensor
+    place: Place | None
+    before: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """A step that is running."""
+
+    line: StepLine
+    held: list[_Held]
+    is_fresh: bool
+    turn: int
 
 
 class OptimizerWatch:
-    """Notes every optimizer's last step between `start` and `stop`. Holds no optimizer."""
+    """Notes the steps of every optimizer between `start` and `stop`. Holds no optimizer, and no tensor between steps.
 
-    def __init__(self, paths: Paths, modules: ModuleRegistry) -> None:
-        self._paths = paths
-        self._modules = modules
-        self._handle: Any = None
-        self._steps: dict[int, Path] = {}
+    Attributes:
+        lines: where optimizers step, in the order of their first step.
+        updates: ``||update|| / ||weight||`` of each step, by the index of the parameter's place.
+    """
+
+    def __init__(self, recorder: Recorder, book: GradientBook) -> None:
+        self.lines: list[StepLine] = []
+        self.updates: dict[int, GrowingCurve] = {}
+        self._recorder = recorder
+        self._book = book
+        self._handles: list[Any] = []
+        self._by_key: dict[tuple[int, int], StepLine] = {}
+        self._running: dict[int, _Running] = {}
+        self._by_hand: dict[int, int] = {}
         self._evaluating: set[int] = set()
 
     def start(self) -> None:
         """Begin to watch."""
-        self._handle = register_optimizer_step_pre_hook(self._about_to_step)
+        self._handles = [
+            register_optimizer_step_pre_hook(self._about_to_step),
+            register_optimizer_step_post_hook(self._has_stepped),
+        ]
 
     def stop(self) -> None:
         """Stop watching."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._running.clear()
 
     def stepped(self, optimizer: object) -> Path | None:
         """Where an optimizer that still exists stepped last, or None."""
-        return self._steps.get(id(optimizer))
+        return next((line.path for line in reversed(self.lines) if line.optimizer == id(optimizer)), None)
 
     def in_eval_mode(self, module: object) -> bool:
         """Whether a module that still exists was in eval mode when an optimizer stepped."""
         return id(module) in self._evaluating
 
-    def _about_to_step(self, optimizer: object, *_: object) -> None:
-        self._evaluating.update(self._modules.in_eval_mode())
-        if len(self._steps) < _KEPT or id(optimizer) in self._steps:
-            self._steps[id(optimizer)] = self._paths.here(1)
+    # ---- before a step
+
+    def _about_to_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self._recorder.paths.here(1)
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                self._before(optimizer, path, has_closure=len(args) > 1 or bool(kwargs))
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not keep the optimizer from stepping
+            self._recorder.fault("optimizer step", fault)
+
+    def _before(self, optimizer: Any, path: Path, has_closure: bool) -> None:
+        self._evaluating.update(self._recorder.modules.in_eval_mode())
+        line = self._line(optimizer, path)
+        if line is None:
+            return
+        held = [_Held(parameter, self._place(parameter)) for parameter in _parameters(optimizer)]
+        self._copy([each for each in held if has_closure or each.parameter.grad is not None])
+        line.count += 1
+        self._running[id(optimizer)] = _Running(line, held, self._has_fresh(line, held), self._book.turn)
+
+    def _line(self, optimizer: Any, path: Path) -> StepLine | None:
+        key = (id(optimizer), id(path))
+        line = self._by_key.get(key)
+        if line is None and len(self.lines) < _KEPT:
+            line = self._by_key[key] = StepLine(*key[:1], type(optimizer).__name__, path, self._recorder.tick())
+            self.lines.append(line)
+        return line
+
+    def _place(self, parameter: Tensor) -> Place | None:
+        entry = self._recorder.entry(parameter)
+        return entry.place if entry is not None else None
+
+    def _copy(self, held: Sequence[_Held]) -> None:
+        room = MEASURED
+        for each in held:
+            data = each.parameter.detach()
+            if each.place is None or data.layout is not torch.strided or data.is_meta or data.numel() > room:
+                continue
+            room -= data.numel()
+            each.before = _precise(data, copy=True)
+
+    def _has_fresh(self, line: StepLine, held: Sequence[_Held]) -> bool:
+        """Whether some gradient has come since the optimizer's last step."""
+        by_hand = self._by_hand.get(line.optimizer)
+        self._by_hand[line.optimizer] = self._book.by_hand
+        accounts = [account for each in held if (account := self._account(each)) is not None]
+        if any(account.is_fresh for account in accounts) or by_hand not in (None, self._book.by_hand):
+            return True
+        seen_before = any(account.updates for account in accounts) or by_hand is not None
+        return not seen_before
+
+    def _account(self, held: _Held) -> Account | None:
+        return self._book.accounts.get(held.place.index) if held.place is not None else None
+
+    # ---- after it
+
+    def _has_stepped(self, optimizer: Any, *_: object) -> None:
+        running = self._running.pop(id(optimizer), None)
+        if running is None:
+            return
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                self._after(running)
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._recorder.fault("optimizer step", fault)
+
+    def _after(self, running: _Running) -> None:
+        line = running.line
+        with_gradient = [each for each in running.held if each.parameter.grad is not None]
+        if self._book.turn != running.turn:
+            pass  # a closure has run backward within the step
+        elif not with_gradient:
+            self._step_without(line, running.held)
+        elif not running.is_fresh:
+            line.again += 1
+        for each in with_gradient:
+            if each.place is not None:
+                self._book.updated(each.place, line.path)
+        self._measure(line, [each for each in with_gradient if each.before is not None])
+
+    def _step_without(self, line: StepLine, held: Sequence[_Held]) -> None:
+        """No parameter has a gradient: was there one, and has it been cleared since the last pass?"""
+        for each in held:
+            account = self._account(each)
+            thrown = account.thrown_away if account is not None else None
+            if thrown is not None and thrown[1] == self._book.turn:
+                line.emptied += 1
+                line.clearing = (thrown[0], thrown[2])
+                return
+        line.without += 1
+
+    def _measure(self, line: StepLine, held: Sequence[_Held]) -> None:
+        by_device: dict[torch.device, list[_Held]] = {}
+        for each in held:
+            by_device.setdefault(each.parameter.device, []).append(each)
+        for group in by_device.values():
+            before = [each.before for each in group if each.before is not None]
+            after = [_precise(each.parameter.detach(), copy=False) for each in group]
+            changes = torch._foreach_norm(torch._foreach_sub(after, before))
+            waiting = Waiting(stacked([*torch._foreach_norm(before), *changes]))
+            places = [each.place.index for each in group if each.place is not None]
+            self._recorder.backlog.when_known(waiting, partial(self._arrived, line, places, waiting, line.count - 1))
+
+    def _arrived(self, line: StepLine, places: Sequence[int], waiting: Waiting, step: int) -> None:
+        numbers = waiting.numbers()
+        weights, changes = numbers[: len(places)], numbers[len(places) :]
+        ratios = [_ratio(change, weight) for change, weight in zip(changes, weights, strict=True)]
+        for place, ratio in zip(places, ratios, strict=True):
+            self.updates.setdefault(place, GrowingCurve()).add(ratio)
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]
+        if known:
+            line.values.add(statistics.median(known), step)
+
+
+def _parameters(optimizer: Any) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _precise(data: Tensor, copy: bool) -> Tensor:
+    """At least float32: norms of half precision overflow."""
+    wanted = torch.promote_types(data.dtype, torch.float32)
+    return data.to(wanted, copy=copy)
+
+
+def _ratio(change: float, weight: float) -> float:
+    if weight:
+        return change / weight
+    return math.inf if change else math.nan

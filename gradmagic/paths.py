@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
+from torch.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
 
 from .modules import ModuleRegistry
 from .places import Path
@@ -14,6 +16,10 @@ from .sources import Site
 
 _MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
 _FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
+_CLIPPING = frozenset(
+    inspect.unwrap(function).__code__
+    for function in (clip_grad_norm_, clip_grad_value_)  # both wear a decorator
+)
 _REMEMBERED = 20_000
 """So many applications of custom Functions are remembered at most."""
 
@@ -64,17 +70,19 @@ class Paths:
     def _new(self, frame: FrameType | None) -> Path:
         sites: list[Site] = []
         modules: list[tuple[Any, int]] = []
-        function_apply = None
+        function_apply = clip = None
         while frame is not None and frame is not self._boundary:
             site = Site(frame.f_code, frame.f_lasti)
             if frame.f_code is _MODULE_CALL:
                 modules.append((frame.f_locals["self"], len(sites)))
             if frame.f_code is _FUNCTION_APPLY and function_apply is None:
                 function_apply = len(sites)
+            if frame.f_code in _CLIPPING:
+                clip = len(sites)
             sites.append(site)
             frame = frame.f_back
         found = tuple(sites)
-        path = Path(found, self._modules.see(modules, found), function_apply)
+        path = Path(found, self._modules.see(modules, found), function_apply, clip)
         if function_apply is not None:
             outside = [running for running in modules if running[1] > function_apply]
             path.outer_module = self._modules.see(outside, found)

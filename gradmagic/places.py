@@ -12,34 +12,49 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
+from .curves import GrowingSeries
 from .modules import ModuleMark
 from .sources import Site
-from .statistics import Pending, PendingActivity
+from .statistics import Backlog, Pending, PendingActivity
 
 
 class Path:
     """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
 
-    __slots__ = ("function_apply", "module", "outer_module", "sites")
+    __slots__ = ("clip", "function_apply", "module", "outer_module", "sites")
 
-    def __init__(self, sites: tuple[Site, ...], module: ModuleMark | None, function_apply: int | None) -> None:
+    def __init__(
+        self,
+        sites: tuple[Site, ...],
+        module: ModuleMark | None,
+        function_apply: int | None = None,
+        clip: int | None = None,
+    ) -> None:
         self.sites = sites
         self.module = module
         self.outer_module: ModuleMark | None = None
         """The module that ran ``autograd.Function.apply``, when the call is inside a custom forward."""
         self.function_apply = function_apply
         """Index of the site in ``autograd.Function.apply`` when the call is inside a custom forward."""
+        self.clip = clip
+        """Index of the site in ``clip_grad_norm_`` or ``clip_grad_value_`` when the call is inside of one."""
 
 
-class Gradient:
-    """One gradient that reached a place."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which pass gradients come from.
 
-    __slots__ = ("occurrence", "pass_index", "pending")
+    Attributes:
+        loss: which loss it started from.
+        number: its number among all passes.
+        step: its number among those of the loss.
+        clock: when it ran.
+    """
 
-    def __init__(self, pass_index: int, occurrence: int, pending: Pending) -> None:
-        self.pass_index = pass_index
-        self.occurrence = occurrence
-        self.pending = pending
+    loss: int
+    number: int
+    step: int
+    clock: int
 
 
 class InnerNode:
@@ -70,7 +85,6 @@ class Place:
         "forward",
         "grad_enabled",
         "grad_fn",
-        "gradients",
         "heir",
         "index",
         "inference",
@@ -81,6 +95,7 @@ class Place:
         "is_leaf",
         "is_parameter",
         "last_clock",
+        "last_gradient",
         "leaf_view",
         "leaves_torch",
         "number",
@@ -89,8 +104,10 @@ class Place:
         "parents",
         "path",
         "position",
+        "received",
         "ref",
         "requires_grad",
+        "series",
         "shape",
         "successor",
         "through_view",
@@ -117,7 +134,12 @@ class Place:
         self.leaf_view = False
         """A view of a leaf, made under ``no_grad``: it takes over the leaf's requires_grad and has no grad_fn."""
         self.parents: set[int] = set()
-        self.gradients: list[Gradient] = []
+        self.series: dict[int, GrowingSeries] = {}
+        """Every gradient that reached it, by the loss it came from."""
+        self.last_gradient: tuple[int, int, Pending] | None = None
+        """Occurrence, number of the pass and statistics of the last occurrence's last gradient."""
+        self.received = 0
+        """When the last gradient arrived, by the recorder's clock."""
         self.inner: list[InnerNode] = []
         self.unclaimed: InnerNode | None = None
         """Outputs of the place's own node that Python never got, such as an LSTM layer's inner states."""
@@ -145,6 +167,19 @@ class Place:
         """For an activation function: how it answered, the last time."""
         self.forward: Pending | None = None
         """Statistics of its own values: of the first occurrence that was not finite, else of the last."""
+
+    def receive(self, source: Source, occurrence: int, pending: Pending, backlog: Backlog) -> None:
+        """A gradient arrived at an occurrence."""
+        series = self.series.get(source.loss)
+        if series is None:
+            series = self.series[source.loss] = GrowingSeries(source.loss)
+        backlog.when_known(
+            pending.waiting, lambda: series.add(source.number, source.step, occurrence, pending.result())
+        )
+        self.received = source.clock
+        last = self.last_gradient
+        if last is None or (occurrence, source.number) >= last[:2]:
+            self.last_gradient = (occurrence, source.number, pending)
 
     def see_values(self, values: Pending, occurrence: int) -> None:
         """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""
@@ -184,7 +219,7 @@ class FailedCall:
 class Entry:
     """What is known of one tensor object: the place and occurrence of its newest version."""
 
-    __slots__ = ("depth", "occurrence", "place", "ref", "requires_grad", "version")
+    __slots__ = ("depth", "gradient_of", "occurrence", "place", "ref", "requires_grad", "version")
 
     def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor, depth: int) -> None:
         self.ref = ref
@@ -194,6 +229,8 @@ class Entry:
         self.version = version_of(tensor)
         self.depth = depth
         """How many operations lie between the tensor and the first inputs, at most."""
+        self.gradient_of: TensorWeakRef | None = None
+        """For a tensor that was read from ``.grad``: whose gradient it is."""
 
 
 def version_of(tensor: Tensor) -> int:

@@ -12,8 +12,8 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from types import CodeType, FrameType, FunctionType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
+from .calls import Calls, without_our_frames
 from .changes import Change, ChangeLog
 from .modules import ModuleRegistry
 from .operations import (
@@ -36,18 +37,35 @@ from .operations import (
 )
 from .paths import Paths
 from .places import Entry, FailedCall, Given, Path, Place, version_of
-from .statistics import ACTIVATIONS, activity, measure
+from .statistics import ACTIVATIONS, Backlog, activity, measure
+
+
+class Watcher(Protocol):
+    """Told of what happens to leaves and their gradients beside backward."""
+
+    def updated(self, place: Place, path: Path) -> None:
+        """A leaf that requires a gradient was changed in place: by an optimizer's step, or by hand."""
+
+    def cleared(self, tensor: Tensor, place: Place | None, path: Path) -> None:
+        """The ``.grad`` of a tensor was set to None, or to zeros."""
+
+    def given(self, place: Place | None) -> None:
+        """A gradient was put into ``.grad`` by hand, or changed there."""
+
+    def clipped_norm(self, total: Tensor, max_norm: object, path: Path) -> None:
+        """``clip_grad_norm_`` has computed the total norm of the gradients."""
+
+    def clipped_values(self, gradient: Tensor, path: Path) -> None:
+        """``clip_grad_value_`` is at work on a gradient."""
+
 
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Runs a torch function in the recorder's place: gets what calls it with its arguments, and the arguments."""
 
-_CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
-_CALL_NAME = "<gradtrace call>"
-_HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
-
 _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
+_FAULTS = 100
 _SWEEP_AT = 20_000
 DEEPEST = 20_000
 """Autograd nodes deeper than this are left alone.
@@ -66,7 +84,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         places: every place, in order of first execution.
         modules: the ``nn.Module`` objects that ran.
-        failures: what could not be recorded, and why.
+        faults: what could not be recorded and why, with how often.
     """
 
     def __init__(
@@ -89,10 +107,10 @@ class Recorder(TorchFunctionMode):
         self.modules = ModuleRegistry()
         self.paths = Paths(boundary, self.modules)
         self.changes = ChangeLog()
-        self.failures: list[str] = []
+        self.backlog = Backlog()
+        self.faults: dict[str, int] = {}
         self.failed_call: FailedCall | None = None
-        self.on_update: Callable[[Place, Path], None] | None = None
-        """Told of every in-place change of a leaf that requires a gradient: an optimizer's step, or one by hand."""
+        self.watcher: Watcher | None = None
         self.clock = 0
         self.with_values = with_values
         self.mark = object()
@@ -102,7 +120,7 @@ class Recorder(TorchFunctionMode):
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
         self._sweep_at = _SWEEP_AT
-        self._calls: dict[int, tuple[Callable[..., Any], CodeType]] = {}
+        self._calls = Calls()
         self._depth = 1
         """Depth of the operation that is being recorded; see `Entry`."""
         self._deep: dict[int, dict[int, tuple[int, int]]] = {}
@@ -134,10 +152,16 @@ class Recorder(TorchFunctionMode):
         """Let go of the boundary frame and everything that only mattered while the cell ran."""
         self._interceptors = {}
         self._variables = dict
-        self.on_update = None
+        self.watcher = None
         self.paths.release()
         self._by_key.clear()
-        self._calls.clear()
+        self._calls.release()
+
+    def fault(self, what: str, error: Exception) -> None:
+        """Something of ours failed: it is disclosed in the report."""
+        text = f"{what}: {type(error).__name__}: {error}"
+        if text in self.faults or len(self.faults) < _FAULTS:
+            self.faults[text] = self.faults.get(text, 0) + 1
 
     def tick(self) -> int:
         """Count one event."""
@@ -153,11 +177,11 @@ class Recorder(TorchFunctionMode):
         __tracebackhide__ = True
         kwargs = kwargs or {}
         interceptor = None if inside_transform() else self._interceptors.get(func)
-        call = self._call_from(sys._getframe(1))
+        call = self._calls.by(sys._getframe(1))
         try:
             result = call(func, args, kwargs) if interceptor is None else interceptor(partial(call, func), args, kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
-            error.__traceback__ = _without_our_frames(error.__traceback__)
+            error.__traceback__ = without_our_frames(error.__traceback__)
             self._note_failed(func, args, kwargs, error)
             raise
         leaves = getattr(func, "__name__", "") in LEAVES_TORCH
@@ -169,26 +193,8 @@ class Recorder(TorchFunctionMode):
                     else:
                         self._record(func, args, kwargs, result)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
-                self.failures.append(f"{op_name(func)}: {type(error).__name__}: {error}")
+                self.fault(op_name(func), error)
         return result
-
-    def _call_from(self, frame: FrameType) -> Callable[..., Any]:
-        """What calls a torch function as from the person's line.
-
-        A warning names the file and line of the frame that makes the call, and is shown once for each such place.
-        So the call runs in a frame that has the caller's: without it, every warning would point at this file.
-        """
-        if frame.f_code is _HANDLER and frame.f_back is not None and frame.f_back.f_back is not None:
-            # A function of PyTorch that is written in Python, on its first time through: its caller counts.
-            frame = frame.f_back.f_back
-        key = id(frame.f_code) + frame.f_lasti
-        found = self._calls.get(key)
-        if found is None:
-            code = _CALL.replace(
-                co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=_CALL_NAME
-            )
-            found = self._calls[key] = (FunctionType(code, frame.f_globals), frame.f_code)
-        return found[0]
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         name = op_name(func)
@@ -208,13 +214,20 @@ class Recorder(TorchFunctionMode):
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
         if takes_shape_only(name):
             parents, differentiable = [], False
+        self._made(path, name, outputs, parents, differentiable)
+        for _, tensor in outputs if in_place else ():
+            self._changed(tensor, path, name)
+        if path.clip is not None:
+            self._clipping(name, args, outputs[0][1], path, sys._getframe(2 + path.clip))
+        elif differentiable:
+            self._note_operation(name, args, kwargs, outputs[0][1])
+
+    def _made(
+        self, path: Path, name: str, outputs: list[tuple[Position, Tensor]], parents: list[Place], differentiable: bool
+    ) -> None:
         fold = len(outputs) > _FOLDED_OUTPUTS
         for position, tensor in outputs:
             self._output(path, name, () if fold else position, tensor, parents, differentiable)
-        for _, tensor in outputs if in_place else ():
-            self._changed(tensor, path, name)
-        if differentiable:
-            self._note_operation(name, args, kwargs, outputs[0][1])
 
     def _left_torch(self, name: str, args: tuple[Any, ...]) -> None:
         """``.item()`` and the like: what comes out is no tensor, and no gradient follows it."""
@@ -236,6 +249,8 @@ class Recorder(TorchFunctionMode):
         """Remember who changed a tensor in place, and tell whom it concerns when that is an update of a leaf."""
         entry = self.entry(tensor)
         place = entry.place if entry is not None else None
+        if entry is not None and entry.gradient_of is not None and self.watcher is not None:
+            self._gradient_changed(entry.gradient_of, path, name, self.watcher)
         if place is None:
             return
         base = self.entry(tensor._base) if tensor._base is not None else None
@@ -245,9 +260,38 @@ class Recorder(TorchFunctionMode):
         change = Change(place.index, of_base, version_of(tensor), path, name, self.tick(), unseen)
         self.changes.note(tensor, change)
         leaves = [self.places[index] for index in place.parents] if unseen else [place]
-        for leaf in leaves if self.on_update is not None else ():
-            if leaf.is_leaf and leaf.requires_grad and self.on_update is not None:
-                self.on_update(leaf, path)
+        for leaf in leaves if self.watcher is not None else ():
+            if leaf.is_leaf and leaf.requires_grad and self.watcher is not None:
+                self.watcher.updated(leaf, path)
+
+    def _gradient_changed(self, ref: TensorWeakRef, path: Path, name: str, watcher: Watcher) -> None:
+        """A ``.grad`` was changed in place."""
+        owner = ref()
+        entry = self.entry(owner) if owner is not None else None
+        place = entry.place if entry is not None else None
+        if path.clip is not None:
+            return
+        if name.removeprefix("_foreach_") in ("zero_", "zero"):
+            self._cleared(owner, place, path)
+        else:
+            watcher.given(place)
+
+    def _cleared(self, tensor: Tensor, place: Place | None, path: Path) -> None:
+        if place is not None:
+            place.cleared = (self.tick(), path)
+        if self.watcher is not None:
+            self.watcher.cleared(tensor, place, path)
+
+    def _clipping(self, name: str, args: tuple[Any, ...], result: Tensor, path: Path, frame: FrameType) -> None:
+        """Inside `clip_grad_norm_` and `clip_grad_value_`: the total norm is the norm of the stacked single norms."""
+        if self.watcher is None:
+            return
+        entry = self.entry(args[0]) if args and isinstance(args[0], Tensor) else None
+        stacked = entry is not None and entry.place is not None and entry.place.op == "stack"
+        if name.endswith("vector_norm") and stacked and "max_norm" in frame.f_locals:
+            self.watcher.clipped_norm(result, frame.f_locals["max_norm"], path)
+        elif "clamp" in name and "clip_value" in frame.f_locals:
+            self.watcher.clipped_values(result, path)
 
     def _note_operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """What the diagnosis wants to know of some operations: which units answer, what number it multiplies by."""
@@ -274,7 +318,7 @@ class Recorder(TorchFunctionMode):
                     given.append(Given.of(tensor, place.index if place is not None else None, argument))
                 self.failed_call = FailedCall(id(error), op_name(func), path, tuple(given))
         except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
-            self.failures.append(f"{op_name(func)}: {type(fault).__name__}: {fault}")
+            self.fault(op_name(func), fault)
 
     def _outputs(self, func: Any, name: str, args: tuple[Any, ...], result: Any) -> list[tuple[Position, Tensor]]:
         method = getattr(func, "__name__", "")
@@ -285,18 +329,22 @@ class Recorder(TorchFunctionMode):
             return list(tensors_in(args[0])) if args and changes_in_place(func, {}) else []
         if method == "__get__" and name in _GRADIENT_GETTERS:
             # A gradient that is looked at is no new tensor.
-            self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
+            entry = self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
+            entry.gradient_of = TensorWeakRef(args[0])
             return []
         if getattr(func, "__module__", None) == "torch.nn.init":
             return []
         return list(tensors_in(result))
 
     def _property_set(self, func: Any, args: tuple[Any, ...]) -> None:
-        if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2 or args[1] is not None:
+        if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2:
             return
         entry = self.entry(args[0])
-        if entry is not None and entry.place is not None:
-            entry.place.cleared = (self.tick(), self.paths.of(sys._getframe(4)))
+        place = entry.place if entry is not None else None
+        if args[1] is None:
+            self._cleared(args[0], place, self.paths.of(sys._getframe(4)))
+        elif self.watcher is not None:
+            self.watcher.given(place)
 
     # ---- inputs
 
@@ -382,7 +430,7 @@ class Recorder(TorchFunctionMode):
             if self.entry(tensor) is None and tensor.requires_grad and tensor.grad_fn is not None and wanted(tensor):
                 self._adopt(tensor, path, _HELD)
         except Exception as error:  # noqa: BLE001 - a tensor subclass of the person's may refuse what we ask
-            self.failures.append(f"{type(tensor).__name__}: {type(error).__name__}: {error}")
+            self.fault(type(tensor).__name__, error)
 
     def _adopt(self, tensor: Tensor, path: Path, argument: tuple[int, int]) -> Place:
         """Take in a tensor that was not seen at its birth: from an earlier cell, or made by unseen code."""
@@ -594,7 +642,7 @@ class Recorder(TorchFunctionMode):
         try:
             tensor.retain_grad()
         except RuntimeError as error:
-            self.failures.append(f"retain_grad: {error}")
+            self.fault("retain_grad", error)
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
@@ -603,13 +651,3 @@ def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
     if argument is _HELD or (tensor.is_leaf and lasting):
         return f"adopted {id(tensor)}"
     return f"adopted as {argument[0]}"
-
-
-def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
-    package = __name__.partition(".")[0] + "."
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_code.co_name != _CALL_NAME and not str(frame.f_globals.get("__name__")).startswith(package):
-            break
-        traceback = traceback.tb_next
-    return traceback

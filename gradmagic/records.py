@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
+
+from .curves import Curve, GradSeries
 
 Kind = Literal["parameter", "leaf", "non-leaf", "constant"]
 Severity = Literal["error", "warning", "info"]
@@ -91,29 +92,6 @@ class GradStats:
 
 
 @dataclass(frozen=True, slots=True)
-class GradSeries:
-    """Every gradient that reached a row, in the order of arrival; the arrays have equal length.
-
-    Attributes:
-        passes: index into ``Report.passes``.
-        occurrences: which occurrence of the row received it, from 0.
-        norm, min, max, zero_fraction: see `GradStats`.
-        nan_count: number of NaN elements.
-    """
-
-    passes: array[int] = field(default_factory=lambda: array("l"))
-    occurrences: array[int] = field(default_factory=lambda: array("l"))
-    norm: array[float] = field(default_factory=lambda: array("d"))
-    min: array[float] = field(default_factory=lambda: array("d"))
-    max: array[float] = field(default_factory=lambda: array("d"))
-    zero_fraction: array[float] = field(default_factory=lambda: array("d"))
-    nan_count: array[int] = field(default_factory=lambda: array("q"))
-
-    def __len__(self) -> int:
-        return len(self.norm)
-
-
-@dataclass(frozen=True, slots=True)
 class InnerStep:
     """An autograd node no Python code ever saw, inside a composite or fused operation.
 
@@ -150,12 +128,14 @@ class TensorRow:
         shape, dtype, device: of the last occurrence.
         count: occurrences.
         grad: statistics of the last occurrence's gradient, or None.
-        grads: every gradient that reached the row, per occurrence and pass.
+        grads: every gradient that reached the row, by pass and occurrence.
         reason: why there is no gradient; None when there is one.
         culprit: where the code to blame stands, or None.
         note: one plain remark, with what to write where something can be done; may be empty.
         inner: the inner steps that belong to the row.
         forward: statistics of the last occurrence's own values, when they were asked for (``--values``), else None.
+        updates: for a leaf that an optimizer updated: ``||update|| / ||weight||`` of each of its steps, with the weight
+            as it was before the step (0/0, as of a bias that starts at zero and stays there, is NaN).
     """
 
     name: str | None
@@ -179,6 +159,7 @@ class TensorRow:
     note: str = ""
     inner: tuple[InnerStep, ...] = ()
     forward: GradStats | None = None
+    updates: Curve = field(default_factory=Curve, repr=False)
     find_tensor: Callable[[], Any] = field(default=_gone, repr=False, compare=False)
 
     @property
@@ -219,6 +200,9 @@ class BackwardPass:
         function: what ran: ``backward`` or ``autograd.grad``.
         seconds: wall time of the pass, without gradtrace's own preparation.
         error: text of the error it raised, or None.
+        number: its number among all passes of the run, from 0.
+        loss: index into ``Report.losses``.
+        step: its number among the passes of that loss, from 0.
     """
 
     root: str
@@ -228,11 +212,50 @@ class BackwardPass:
     function: Literal["backward", "autograd.grad"] = "backward"
     seconds: float = 0.0
     error: str | None = None
+    number: int = 0
+    loss: int = 0
+    step: int = 0
 
     @property
     def line(self) -> int | None:
         """The traced cell's line that called backward, or None."""
         return self.location.line if self.location is not None else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What one line of the cell did to gradients and weights, however often it ran.
+
+    Attributes:
+        kind: ``backward`` and ``autograd.grad`` are passes; ``step`` is an optimizer's, ``zero_grad`` clears ``.grad``
+            (by an optimizer, a module or by hand), ``clip`` is ``clip_grad_norm_`` or ``clip_grad_value_``.
+        name: what backward started from; else the code that did it, such as ``optimizer.step()``.
+        location: where; None when gradtrace itself ran it.
+        run_by: ``cell`` or ``gradtrace``.
+        count: how often.
+        values: for a pass the value of its root; for a step the median over the parameters of
+            ``||update|| / ||weight||``; for ``clip_grad_norm_`` the total norm that it returned, before clipping.
+        max_norm: the largest norm that ``clip_grad_norm_`` was told to let through, the last time, or None.
+        clipped: how often the norm was larger than that.
+        seconds: wall time of the passes, without gradtrace's own preparation.
+        error: text of the last error it raised, or None.
+    """
+
+    kind: Literal["backward", "autograd.grad", "step", "zero_grad", "clip"]
+    name: str
+    location: Location | None = None
+    run_by: Literal["cell", "gradtrace"] = "cell"
+    count: int = 1
+    values: Curve = field(default_factory=Curve, repr=False)
+    max_norm: float | None = None
+    clipped: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def is_pass(self) -> bool:
+        """Whether it ran backward."""
+        return self.kind in ("backward", "autograd.grad")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from .records import BackwardPass, Finding, Location, TensorRow
+from .records import BackwardPass, Finding, LedgerEntry, Location, TensorRow
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -94,7 +94,10 @@ class Report:
         rows: every tensor, in order of first execution; a leaf stands before its first use.
         root: the row backward started from, or None.
         root_value: the root's value when it is a scalar.
-        passes: every run of backward, in order.
+        passes: every run of backward, in order; from 512 on only every second, fourth... of them, with the first, the
+            last and those that failed.
+        pass_count: how many there were.
+        ledger: every line that ran backward, stepped, cleared or clipped gradients, in the order it first ran.
         findings: what is worth saying about the run, the most severe first.
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
@@ -109,6 +112,8 @@ class Report:
     root: TensorRow | None = None
     root_value: float | None = None
     passes: list[BackwardPass] = field(default_factory=list)
+    pass_count: int = 0
+    ledger: list[LedgerEntry] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     candidates: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -144,6 +149,11 @@ class Report:
         """True, also without rows: a report that found nothing is still a report."""
         return True
 
+    @property
+    def losses(self) -> list[LedgerEntry]:
+        """What the passes started from, and where: the entries of the ledger that ran backward."""
+        return [entry for entry in self.ledger if entry.is_pass]
+
     def with_options(self, options: ReportOptions) -> Report:
         """The same report, shown differently."""
         return replace(self, options=options)
@@ -169,6 +179,8 @@ class Report:
             "root": _index(self.rows, self.root),
             "root_value": _plain(self.root_value),
             "passes": _plain(self.passes),
+            "pass_count": self.pass_count,
+            "ledger": _plain(self.ledger),
             "findings": _plain(self.findings),
             "candidates": list(self.candidates),
             "seconds": _plain(self.seconds),

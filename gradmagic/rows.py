@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .backward import Ledger, Pass
+from .backward import Ledger
+from .curves import Curve, GrowingSeries, joined
 from .dataflow import DataFlow
-from .diagnosis.facts import Activity, RowFacts, RunFacts
+from .diagnosis.facts import Activity, LossFacts, RowFacts, RunFacts
 from .diagnosis.flow import upstream_of
 from .diagnosis.judge import diagnose
 from .diagnosis.reasons import Verdict
 from .ending import Ending
 from .history import History
+from .ledger import ledger_of
 from .namespace import Namespace
 from .naming import Draft, Naming, kind_of, stands_apart
 from .observed import Observer, weight_sizes
-from .places import Gradient, InnerNode, Place
+from .optimizers import OptimizerWatch
+from .passes import Loss, Pass
+from .places import InnerNode, Place
 from .recorder import Recorder
-from .records import BackwardPass, Finding, GradSeries, GradStats, InnerStep, Location, TensorRow
+from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
 from .sources import Sources
 from .statistics import measure
 
@@ -35,7 +38,8 @@ class Assembly:
 
     Attributes:
         rows: the rows, in order of first execution.
-        passes: the ledger.
+        passes: the passes; of very many only some.
+        ledger: what ran backward, stepped, cleared and clipped, a line each.
         root: index of the row of the last pass' root, or None.
         findings: what the diagnosis found.
         scale: the constant that the loss was multiplied by for mixed precision; 1.0 for none.
@@ -43,6 +47,7 @@ class Assembly:
 
     rows: list[TensorRow]
     passes: list[BackwardPass]
+    ledger: list[LedgerEntry]
     root: int | None
     findings: list[Finding]
     scale: float
@@ -52,7 +57,13 @@ class Assembler:
     """Turns what the recorder and the ledger hold into records."""
 
     def __init__(
-        self, recorder: Recorder, ledger: Ledger, sources: Sources, namespace: Namespace, history: History
+        self,
+        recorder: Recorder,
+        ledger: Ledger,
+        watch: OptimizerWatch,
+        sources: Sources,
+        namespace: Namespace,
+        history: History,
     ) -> None:
         self._recorder = recorder
         self._ledger = ledger
@@ -61,6 +72,7 @@ class Assembler:
         self._drafts = self._naming.drafts()
         self._row_of = {place.index: row for row, draft in enumerate(self._drafts) for place in draft.places}
         self._observer = Observer(recorder, ledger, sources, self._naming, history, self._row_of)
+        self._watch = watch
 
     def assemble(self, ending: Ending) -> Assembly:
         """Build every row and pass, and judge them."""
@@ -70,16 +82,19 @@ class Assembler:
         drafts = [draft for draft in self._drafts if not draft.first.leaves_torch]
         judged = zip(drafts, facts.rows, diagnosis.verdicts, strict=False)
         rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in judged]
-        passes = [self._pass(done, rows) for done in self._ledger.passes]
-        return Assembly(rows, passes, facts.roots[-1] if facts.roots else None, diagnosis.findings, facts.scale)
+        passes = [self._pass(done, facts) for done in self._ledger.log.kept]
+        ledger = ledger_of(self._ledger, ending.optimizers, self._naming, facts.losses)
+        root = facts.roots[-1] if facts.roots else None
+        return Assembly(rows, passes, ledger, root, diagnosis.findings, facts.scale)
 
     # ---- facts for the diagnosis
 
     def _facts(self, ending: Ending) -> RunFacts:
         observer = self._observer
-        rows = tuple(self._fact(draft) for draft in self._drafts)
+        rows = tuple(self._with_account(self._fact(draft), draft) for draft in self._drafts)
         rows = self._with_weights(self._with_values(rows))
-        passes = observer.passes([row.label for row in rows])
+        labels = [row.label for row in rows]
+        passes = observer.passes(labels)
         scale, scaler = observer.loss_scale()
         why = ending.no_root
         if why is not None and ending.cut_root is not None:
@@ -88,7 +103,9 @@ class Assembler:
             rows=rows,
             roots=tuple(root for done in passes for root in done.roots),
             passes=passes,
-            complete=all(done.complete for done in self._ledger.passes),
+            losses=observer.losses(labels),
+            steps=observer.steps(ending.optimizers),
+            complete=self._ledger.log.complete,
             optimizers=observer.optimizers(ending.optimizers),
             modules=observer.modules(ending.optimizers),
             error=observer.cell_error(ending.error, ending.traceback),
@@ -104,11 +121,8 @@ class Assembler:
     def _fact(self, draft: Draft) -> RowFacts:
         last = draft.last
         own = {place.index for place in draft.places}
-        passes = self._ledger.passes
-        gradients = _in_order(draft.places)
-        final = max(gradients, key=lambda pair: (pair[0], pair[1].pass_index)) if gradients else None
-        account = self._ledger.book.accounts.get(last.index)
-        stepped = account.stepped_on_old if account is not None else None
+        losses = self._ledger.log.losses
+        newest = self._ledger.log.last
         naming = self._naming
         return RowFacts(
             label=draft.name or naming.expression(draft),
@@ -139,21 +153,40 @@ class Assembler:
             changed=naming.place_location(last.changed),
             successor=self._row_of.get(last.successor.index) if last.successor is not None else None,
             heir=self._row_of.get(last.heir.index) if last.heir is not None else None,
-            has_gradient=bool(gradients),
-            reached=any(own & done.reached for done in passes if done.limited is None),
-            excluded=_excluded(own, passes),
-            made_after=bool(passes) and not last.is_leaf and last.last_clock > passes[-1].clock,
+            has_gradient=any(place.series for place in draft.places),
+            reached=any(own & loss.reached_freely for loss in losses),
+            excluded=_excluded(own, losses),
+            made_after=newest is not None and not last.is_leaf and last.last_clock > newest.clock,
             cleared=self._cleared(last),
-            only_returned=_only_returned(draft, passes),
-            grad=final[1].pending.result() if final is not None else None,
-            grads=_series(gradients),
+            only_returned=_only_returned(draft, losses),
+            grad=_last_gradient(draft.places),
+            grads=joined(_parts(draft.places)),
             forward=last.forward.result() if last.forward is not None else None,
             activity=_activity(last),
-            held=account.held.result().norm if account is not None and account.held is not None else None,
-            holds=_norm_of_grad(last) if account is not None and account.held is not None else None,
-            stepped_on_old=naming.place_location(stepped[1]) if stepped is not None else None,
-            added_by=stepped[0] if stepped is not None else None,
-            passes_added=stepped[2] if stepped is not None else 0,
+        )
+
+    def _with_account(self, row: RowFacts, draft: Draft) -> RowFacts:
+        """What the passes and the updates have made of a leaf's ``.grad``."""
+        last = draft.last
+        account = self._ledger.book.accounts.get(last.index)
+        if account is None:
+            return row
+        grown, mixed, thrown = account.grown, account.mixed, account.thrown_away
+        where = self._naming.place_location
+        return replace(
+            row,
+            held=account.held.result().norm if account.held is not None else None,
+            holds=_norm_of_grad(last) if account.held is not None else None,
+            stepped_on_old=where(grown.path) if grown is not None else None,
+            added_by=grown.loss if grown is not None else None,
+            passes_added=grown.passes if grown is not None else 0,
+            mixed=where(mixed.path) if mixed is not None else None,
+            mixed_losses=(mixed.foreign, mixed.own) if mixed is not None else (0, 0),
+            strays=frozenset(account.strays),
+            own=frozenset(account.own),
+            thrown=account.thrown,
+            thrown_at=where(thrown[0]) if thrown is not None else None,
+            updates=account.updates,
         )
 
     def _parents(self, draft: Draft) -> tuple[int, ...]:
@@ -162,14 +195,13 @@ class Assembler:
         return tuple(sorted(parent for parent in parents if parent is not None and parent not in own))
 
     def _cleared(self, last: Place) -> Location | None:
-        reached = [done.clock for done in self._ledger.passes if last.index in done.received_by]
-        if last.cleared is None or not reached or last.cleared[0] < reached[-1]:
+        if last.cleared is None or not last.received or last.cleared[0] < last.received:
             return None
         return self._naming.place_location(last.cleared[1])
 
     def _with_values(self, rows: tuple[RowFacts, ...]) -> tuple[RowFacts, ...]:
         """When the loss is not finite, the values of the tensors that are still there say how far it went wrong."""
-        values = [done.value for done in self._ledger.passes if done.value is not None]
+        values = [done.value for done in self._ledger.log.kept if done.value is not None]
         if self._recorder.with_values or all(map(math.isfinite, values)):
             return rows
         found = []
@@ -217,19 +249,28 @@ class Assembler:
             note=verdict.note,
             inner=_inner_steps(draft.places),
             forward=fact.forward if run.with_values else None,
+            updates=self._updates(draft),
             find_tensor=last.ref if last.ref is not None else _nothing,
         )
 
-    def _pass(self, done: Pass, rows: Sequence[TensorRow]) -> BackwardPass:
-        labels = [rows[self._row_of[place.index]].label for place in done.roots if place.index in self._row_of]
+    def _updates(self, draft: Draft) -> Curve:
+        found = (self._watch.updates.get(place.index) for place in draft.places)
+        return next((curve.frozen() for curve in found if curve is not None), Curve())
+
+    @staticmethod
+    def _pass(done: Pass, facts: RunFacts) -> BackwardPass:
+        loss = facts.losses[done.loss.index] if done.loss is not None else LossFacts(root="?")
         return BackwardPass(
-            root=", ".join(labels) or "?",
+            root=loss.root,
             value=done.value,
-            location=self._naming.place_location(done.path),
+            location=loss.location,
             run_by="cell" if done.path is not None else "gradtrace",
             function=done.function,
             seconds=done.seconds,
             error=done.error,
+            number=done.number,
+            loss=done.loss.index if done.loss is not None else 0,
+            step=done.step,
         )
 
 
@@ -299,38 +340,36 @@ def _op_of(place: Place) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", words).lower()
 
 
-def _excluded(own: set[int], passes: Sequence[Pass]) -> bool:
+def _excluded(own: set[int], losses: Sequence[Loss]) -> bool:
     """Whether ``backward(inputs=...)`` left it out; of ``autograd.grad`` only where nothing else ran."""
-    stored = [done for done in passes if done.function == "backward"]
-    return any(done.limited is not None and own & done.reached for done in stored or passes)
+    stored = [loss for loss in losses if loss.function == "backward"]
+    return any(own & loss.reached_limited for loss in stored or losses)
 
 
-def _only_returned(draft: Draft, passes: Sequence[Pass]) -> bool:
-    used = {gradient.pass_index for place in draft.places for gradient in place.gradients}
-    return bool(used) and all(passes[index].function == "autograd.grad" for index in used)
+def _only_returned(draft: Draft, losses: Sequence[Loss]) -> bool:
+    used = {loss for place in draft.places for loss in place.series}
+    return bool(used) and all(losses[loss].function == "autograd.grad" for loss in used)
 
 
-def _in_order(places: Sequence[Place]) -> list[tuple[int, Gradient]]:
-    """Gradients of a row with the occurrence counted over all its places, in the order of arrival."""
+def _last_gradient(places: Sequence[Place]) -> GradStats | None:
+    """Statistics of the last gradient of the last occurrence over all places."""
     found = []
     offset = 0
     for place in places:
-        found += [(offset + gradient.occurrence, gradient) for gradient in place.gradients]
+        if place.last_gradient is not None:
+            occurrence, number, pending = place.last_gradient
+            found.append((offset + occurrence, number, pending))
         offset += place.count
-    return sorted(found, key=lambda pair: pair[1].pass_index)
+    return max(found, key=lambda last: last[:2])[2].result() if found else None
 
 
-def _series(gradients: Sequence[tuple[int, Gradient]]) -> GradSeries:
-    stats: list[GradStats] = [gradient.pending.result() for _, gradient in gradients]
-    return GradSeries(
-        passes=array("l", [gradient.pass_index for _, gradient in gradients]),
-        occurrences=array("l", [occurrence for occurrence, _ in gradients]),
-        norm=array("d", [found.norm for found in stats]),
-        min=array("d", [found.min for found in stats]),
-        max=array("d", [found.max for found in stats]),
-        zero_fraction=array("d", [found.zero_fraction for found in stats]),
-        nan_count=array("q", [found.nan_count for found in stats]),
-    )
+def _parts(places: Sequence[Place]) -> Iterator[tuple[int, GrowingSeries]]:
+    """The series of a row, with the number of occurrences of the places before."""
+    offset = 0
+    for place in places:
+        for series in place.series.values():
+            yield offset, series
+        offset += place.count
 
 
 def _inner_steps(places: Sequence[Place]) -> tuple[InnerStep, ...]:

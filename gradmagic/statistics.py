@@ -1,10 +1,10 @@
-"""Gradient tensor -> numbers. Everything is computed on the gradient's device; see `Pending` for when it is read."""
+"""Gradient tensor -> numbers. Everything is computed on the gradient's device; see `Waiting` for when it is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,21 +15,52 @@ VALUES_LIMIT = 6
 """Gradients of up to this many elements show their values."""
 
 _NOT_A_NUMBER = float("nan")
+_REDUCED = 7
+"""So many numbers describe a gradient that is not on the CPU."""
+_MOST_WAITING = 16_384
+"""So many gradients wait on their device at most, half a kilobyte each."""
+
+
+class Waiting:
+    """Numbers that may still be on their device, as one vector.
+
+    Reading a CUDA tensor waits for the device, so nothing is read before it is asked for, after the cell.
+    """
+
+    __slots__ = ("_numbers", "_tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Take a vector of real numbers; on the CPU there is nothing to wait for, and it is read at once."""
+        self._tensor: Tensor | None = tensor
+        self._numbers: list[float] = []
+        if tensor.device.type == "cpu":
+            self.arrive(tensor.tolist())
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The vector on its device; None once it is read."""
+        return self._tensor
+
+    def arrive(self, numbers: list[float]) -> None:
+        """The numbers have been read."""
+        self._tensor, self._numbers = None, numbers
+
+    def numbers(self) -> list[float]:
+        """The numbers; the first call transfers them."""
+        if self._tensor is not None:
+            self.arrive(self._tensor.tolist())
+        return self._numbers
 
 
 class Pending:
-    """Statistics of one gradient, possibly still on its device.
+    """Statistics of one gradient, possibly still on its device; see `Waiting`."""
 
-    Reading a CUDA scalar waits for the device, so there nothing is read before `result` is called, after the cell.
-    On the CPU there is nothing to wait for; the numbers are read at once.
-    """
+    __slots__ = ("_numel", "_shown", "_stats", "waiting")
 
-    __slots__ = ("_numbers", "_numel", "_stats", "_values")
-
-    def __init__(self, numbers: Tensor | None, numel: int, values: Tensor | None) -> None:
-        self._numbers = numbers
+    def __init__(self, waiting: Waiting | None, numel: int, shown: Literal["real", "complex"] | None) -> None:
+        self.waiting = waiting
         self._numel = numel
-        self._values = values
+        self._shown = shown
         self._stats: GradStats | None = None
 
     @classmethod
@@ -38,6 +69,11 @@ class Pending:
         found = cls(None, stats.numel, None)
         found._stats = stats
         return found
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the numbers can be had without waiting for a device."""
+        return self._stats is not None or self.waiting is None or self.waiting.tensor is None
 
     def is_bad(self) -> bool:
         """Whether NaN or infinities are known of; False while the numbers are still on their device."""
@@ -50,11 +86,57 @@ class Pending:
     def result(self) -> GradStats:
         """The numbers; the first call transfers them."""
         if self._stats is None:
-            numbers = self._numbers.tolist() if self._numbers is not None else None
-            values = tuple(self._values.tolist()) if self._values is not None else None
-            self._stats = _stats(numbers, self._numel, values)
-            self._numbers = self._values = None
+            numbers = self.waiting.numbers() if self.waiting is not None else None
+            self._stats = _stats(numbers and numbers[:_REDUCED], self._numel, self._values(numbers or []))
+            self.waiting = None
         return self._stats
+
+    def _values(self, numbers: list[float]) -> tuple[float | complex, ...] | None:
+        values = numbers[_REDUCED:]
+        if self._shown == "complex":
+            return tuple(map(complex, values[::2], values[1::2]))
+        return tuple(values) if self._shown else None
+
+
+class Backlog:
+    """What is to be done once numbers have arrived from their device. On the CPU nothing waits."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[Waiting, Callable[[], None]]] = []
+
+    def when_known(self, waiting: Waiting | None, then: Callable[[], None]) -> None:
+        """Call `then` when the numbers are there: now, or in one go with all others.
+
+        That is after the cell, or when `_MOST_WAITING` have come together, so that memory stays bounded: one wait for
+        the device for many thousand gradients.
+        """
+        if (waiting is None or waiting.tensor is None) and not self._due:
+            then()
+            return
+        self._due.append((waiting or Waiting(torch.empty(0)), then))
+        if len(self._due) >= _MOST_WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read all that waits, with one transfer for each device, and do what was to be done, in order."""
+        due, self._due = self._due, []
+        by_device: dict[torch.device, list[Waiting]] = {}
+        for waiting, _ in due:
+            if waiting.tensor is not None:
+                by_device.setdefault(waiting.tensor.device, []).append(waiting)
+        for group in by_device.values():
+            _read(group)
+        for _, then in due:
+            then()
+
+
+def _read(group: Sequence[Waiting]) -> None:
+    tensors = [waiting.tensor for waiting in group if waiting.tensor is not None]
+    numbers = torch.cat([tensor.to(_precision(tensor.device)) for tensor in tensors]).tolist()
+    start = 0
+    for waiting, tensor in zip(group, tensors, strict=True):
+        waiting.arrive(numbers[start : start + tensor.numel()])
+        start += tensor.numel()
 
 
 def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
@@ -75,7 +157,10 @@ def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
         if data.device.type == "cpu":
             numbers = [number.item() for number in reduced] if reduced is not None else None
             return Pending.known(_stats(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
-        return Pending(_stacked(reduced), numel, shown.clone() if shown is not None else None)
+        if reduced is None:
+            return Pending.known(_stats(None, numel, tuple(shown.tolist()) if shown is not None else None))
+        kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
+        return Pending(Waiting(_stacked(reduced, shown)), numel, kind if shown is not None else None)
 
 
 def _dense(gradient: Tensor) -> Tensor:
@@ -86,12 +171,22 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.values()
 
 
-def _stacked(numbers: list[Tensor] | None) -> Tensor | None:
-    """One vector, so that there is one transfer."""
-    if numbers is None:
-        return None
-    precise = torch.float32 if numbers[0].device.type == "mps" else torch.float64  # MPS has no float64
-    return torch.stack([number.to(precise) for number in numbers])
+def stacked(numbers: Sequence[Tensor]) -> Tensor:
+    """One vector of many numbers on one device, in double precision where the device has it (MPS has not)."""
+    return torch.stack([number.to(_precision(number.device)) for number in numbers])
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _stacked(numbers: list[Tensor], shown: Tensor | None) -> Tensor:
+    """One vector, so that there is one transfer; behind the numbers the elements that are shown."""
+    found = stacked(numbers)
+    if shown is None:
+        return found
+    real = torch.view_as_real(shown).reshape(-1) if shown.is_complex() else shown
+    return torch.cat([found, real.to(found.dtype)])
 
 
 def _as_stored(data: Tensor, layout: Sequence[int] | None) -> Tensor:

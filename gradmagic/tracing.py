@@ -160,7 +160,7 @@ class _Running:
         self.start = time.perf_counter()
         self.stance: Any = None
         self.variables = variables
-        self.optimizers = OptimizerWatch(recorder.paths, recorder.modules)
+        self.optimizers = OptimizerWatch(recorder, ledger.book)
         self.grad_mode = torch.is_grad_enabled()
 
     def leave(self) -> None:
@@ -225,7 +225,9 @@ class _Finish:
         with torch._C.DisableTorchFunction():
             state = self._state
             history = History(state.sources.earlier_cells)
-            assembler = Assembler(state.recorder, state.ledger, state.sources, namespace, history)
+            state.recorder.backlog.settle()
+            state.ledger.book.end_turn()
+            assembler = Assembler(state.recorder, state.ledger, state.optimizers, state.sources, namespace, history)
             return self._finished(assembler.assemble(self._ending()), namespace)
 
     def _ending(self) -> Ending:
@@ -254,7 +256,7 @@ class _Finish:
         ledger = self._state.ledger
         self._state.recorder.retain()
         if self._error is not None:
-            self._why = None if ledger.passes else NoRoot("cell_failed")
+            self._why = None if ledger.log.count else NoRoot("cell_failed")
             return
         if self._backward == "none" or (self._backward == "auto" and ledger.ran_by_cell):
             return
@@ -268,7 +270,7 @@ class _Finish:
             return
         with torch._C.DisableTorchFunction():
             ledger.run(choice.root)
-        self._guest = ledger.passes[-1].error is None
+        self._guest = ledger.log.kept[-1].error is None
 
     def _choose(self, namespace: Namespace) -> RootChoice:
         if self._backward != "auto":
@@ -316,11 +318,11 @@ class _Finish:
     def _used_by_grad(self, root: Tensor, namespace: Namespace) -> NoRoot | None:
         """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""
         entry = self._state.recorder.entry(root)
-        for done in self._state.ledger.passes:
-            if done.frees_graph and entry is not None and entry.place in done.roots and done.path is not None:
-                site = self._state.sources.person_site(done.path.sites)
+        for loss in self._state.ledger.log.losses:
+            if loss.freed is not None and entry is not None and entry.place in loss.roots and loss.path is not None:
+                site = self._state.sources.person_site(loss.path.sites)
                 where = str(self._state.sources.location(site)) if site is not None else ""
-                return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=done.function)
+                return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=loss.function)
         return None
 
     def _why_no_root(self, namespace: Namespace) -> NoRoot:
@@ -358,8 +360,8 @@ class _Finish:
 
     def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
-        findings = assembly.findings + _disclose(self._state.recorder.failures)
-        if not all(done.complete for done in ledger.passes):
+        findings = assembly.findings + _disclose(self._state.recorder.faults)
+        if not ledger.log.complete:
             findings.append(_TOO_DEEP)
         findings.sort(key=lambda finding: _SEVERITY[finding.severity])
         root = assembly.rows[assembly.root] if assembly.root is not None else None
@@ -368,6 +370,8 @@ class _Finish:
             root=root,
             root_value=assembly.passes[-1].value if assembly.passes else None,
             passes=assembly.passes,
+            ledger=assembly.ledger,
+            pass_count=ledger.log.count,
             findings=findings,
             candidates=self._candidate_names(namespace),
             seconds=time.perf_counter() - self._state.start,
@@ -378,8 +382,8 @@ class _Finish:
 
     def _candidate_names(self, namespace: Namespace) -> tuple[str, ...]:
         """Other scalars that are no mere part of the root."""
-        recorder, passes = self._state.recorder, self._state.ledger.passes
-        reached = passes[-1].reached if passes else set()
+        recorder, newest = self._state.recorder, self._state.ledger.log.last
+        reached = newest.reached if newest is not None else set()
         names = []
         for tensor in self._candidates:
             entry = recorder.entry(tensor)
@@ -402,17 +406,16 @@ def namespace_names(namespace: Namespace) -> list[str]:
     return [name for names in namespace.tensors.values() for name in names]
 
 
-def _disclose(failures: list[str]) -> list[Finding]:
+def _disclose(faults: Mapping[str, int]) -> list[Finding]:
     """What could not be recorded is said, not hidden."""
-    if not failures:
+    if not faults:
         return []
-    distinct = list(dict.fromkeys(failures))
+    count = sum(faults.values())
     finding = Finding(
         kind="not_traced",
         severity="info",
-        message=f"{len(failures)} operation{'s' if len(failures) > 1 else ''} could not be traced; "
-        "the cell itself ran as always.",
-        detail="\n".join(distinct[:10]),
+        message=f"{count} operation{'s' if count > 1 else ''} could not be traced; the cell itself ran as always.",
+        detail="\n".join(list(faults)[:10]),
     )
     return [finding]
 

@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from gradmagic.records import BackwardPass, Finding, GradSeries, GradStats, InnerStep, Location, TensorRow
+from gradmagic.curves import GradSeries
+from gradmagic.records import BackwardPass, Finding, GradStats, InnerStep, Location, TensorRow
 from gradmagic.report import Report
 
 CELL = "/tmp/ipykernel_1/123.py"
@@ -43,18 +44,21 @@ def small(*values: complex) -> GradStats:
     )
 
 
-def series(norms: list[float]) -> GradSeries:
-    """The gradients of a loop, as backward delivers them: the last occurrence first."""
+def series(norms: list[float], passes: list[int] | None = None, losses: list[int] | None = None) -> GradSeries:
+    """The gradients of a loop in one pass; or one of each pass, when those are given."""
     n = len(norms)
-    backwards = norms[::-1]
     return GradSeries(
-        passes=array("l", [0] * n),
-        occurrences=array("l", range(n - 1, -1, -1)),
-        norm=array("d", backwards),
-        min=array("d", [-x for x in backwards]),
-        max=array("d", backwards),
+        passes=array("q", passes or [0] * n),
+        losses=array("q", losses or [0] * n),
+        steps=array("q", passes or [0] * n),
+        occurrences=array("q", range(n)),
+        times=array("q", [0] * n if passes else range(n)),
+        norm=array("d", norms),
+        min=array("d", [-x for x in norms]),
+        max=array("d", norms),
         zero_fraction=array("d", [0.0] * n),
         nan_count=array("q", [0] * n),
+        total=n,
     )
 
 

@@ -17,7 +17,7 @@ MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffi
 LONGEST = 60
 
 LAYERS = (
-    {"records"},
+    {"records", "curves"},
     {
         "statistics",
         "sources",
@@ -30,10 +30,10 @@ LAYERS = (
         "history",
         "diagnosis",
     },
-    {"recorder", "operations", "paths", "changes"},
-    {"graph", "guest", "births", "accumulation", "failures", "optimizers"},
+    {"recorder", "calls", "operations", "paths", "changes"},
+    {"graph", "guest", "births", "accumulation", "failures", "optimizers", "passes", "journal"},
     {"backward"},
-    {"rows", "report", "naming", "observed", "ending"},
+    {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},
     {"tracing"},
     {"cell", "magic"},
@@ -161,9 +161,7 @@ def _walk(module: str, trail: tuple[str, ...], done: set[str]) -> None:
 @pytest.mark.parametrize("module", [name for name in inner_modules() if name.startswith("diagnosis.")])
 def test_diagnosis_judges_records_alone(module: str) -> None:
     """Pure functions over records: no torch, no shell, nothing else of the package."""
-    assert own_imports(module) <= {"records", "diagnosis.facts", "diagnosis.reasons", "diagnosis.passes"} | {
-        name for name in MODULES if name.startswith("diagnosis")
-    }
+    assert own_imports(module) <= {"records", "curves"} | {name for name in MODULES if name.startswith("diagnosis")}
     assert foreign_imports(module).isdisjoint({"torch", "IPython", "rich", "jinja2"})
 
 

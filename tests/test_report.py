@@ -141,7 +141,7 @@ def test_json_has_words_for_what_json_has_no_number_for() -> None:
     assert rows["inf"]["grad"]["min"] == "-Infinity"
     assert rows["inf"]["grad"]["max"] == "Infinity"
     assert rows["z"]["grad"]["values"] == [[1.0, 2.0], [-0.0, -0.5]]
-    assert rows["loop"]["grads"]["norm"] == [1.0, 1e-8, 0.0, "NaN", 1.0]
+    assert rows["loop"]["grads"]["norm"] == [1.0, "NaN", 0.0, 1e-8, 1.0]
     assert "find_tensor" not in rows["z"]
     assert rows["nan"]["location"]["place"] == "line 1"
 

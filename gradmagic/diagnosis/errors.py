@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..records import Finding, Location
 from . import cures, hints
 from .cuts import hint_for_cut, what_cuts
-from .facts import Failure, PassFacts, RowFacts, RunFacts
+from .facts import Failure, LossFacts, PassFacts, RowFacts, RunFacts
 from .flow import Flow
 from .not_finite import where_behind
 from .words import listed, named, quoted, shape_text, source_at
@@ -97,7 +97,7 @@ _CLONE = "Change a copy: take a `.clone()` first, or write the change out of pla
 
 def _second_time(run: RunFacts, flow: Flow, done: PassFacts) -> Finding:
     failure = done.failure or Failure()
-    before = run.passes[failure.freed_by] if failure.freed_by is not None else None
+    before = run.losses[failure.freed_by] if failure.freed_by is not None else None
     shared = _shared(run, flow, done, before, failure)
     message = f"Backward from `{done.root}` ({done.where}) came to a part of the graph that has been used up"
     message += f" by the backward of `{before.root}` ({before.where})." if before is not None else "."
@@ -143,7 +143,7 @@ def _keep_graph(location: Location | None) -> str:
     return statement[:-1] + "retain_graph=True)"
 
 
-def _shared(run: RunFacts, flow: Flow, done: PassFacts, before: PassFacts | None, failure: Failure) -> int | None:
+def _shared(run: RunFacts, flow: Flow, done: PassFacts, before: LossFacts | None, failure: Failure) -> int | None:
     """The last tensor that both graphs hold, by name where one of them has one."""
     if failure.row is None:
         return None

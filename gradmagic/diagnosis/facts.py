@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..records import GradSeries, GradStats, Kind, Location
+from ..curves import GradSeries
+from ..records import GradStats, Kind, Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,16 @@ class RowFacts:
         held: norm of the ``.grad`` that it brought along from before the cell into the first pass, or None.
         holds: norm of its ``.grad`` at the end, where `held` is known.
         stepped_on_old: where it was updated with a gradient that an earlier update had used already, or None.
-        added_by: index of the pass that was added to the used gradients.
-        passes_added: how many passes had added up then.
+        added_by: the loss (index into `RunFacts.losses`) whose pass was added to the used gradients.
+        passes_added: how many passes had added up then, at most.
+        mixed: where it was updated with a gradient that was left over from another loss, whose turn was somebody else's
+            (see `accumulation`), or None.
+        mixed_losses: that other loss, and the one whose pass was added to it.
+        strays: losses that gave it a gradient while only other weights were updated.
+        own: losses after whose passes it was updated.
+        thrown: how often a gradient of its was cleared before any update had used it.
+        thrown_at: where, the last time.
+        updates: how often it was updated.
     """
 
     label: str
@@ -122,6 +131,13 @@ class RowFacts:
     stepped_on_old: Location | None = None
     added_by: int | None = None
     passes_added: int = 0
+    mixed: Location | None = None
+    mixed_losses: tuple[int, int] = (0, 0)
+    strays: frozenset[int] = frozenset()
+    own: frozenset[int] = frozenset()
+    thrown: int = 0
+    thrown_at: Location | None = None
+    updates: int = 0
 
     @property
     def severed(self) -> bool:
@@ -142,7 +158,7 @@ class Failure:
         culprit_op: the operation that changed it.
         culprit_module: path of the module with ``inplace=True`` that did it, or empty.
         times: how many in-place changes there were since it was saved.
-        freed_by: index of the earlier pass that used the graph up; None when that was before the cell.
+        freed_by: the loss whose earlier pass used the graph up; None when that was before the cell.
     """
 
     row: int | None = None
@@ -228,6 +244,59 @@ class PassFacts:
     def where(self) -> str:
         """The line that ran it, in words."""
         return str(self.location) if self.location is not None else "run by gradtrace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossFacts:
+    """The passes that one line runs from one place.
+
+    Attributes:
+        root: label of what they start from.
+        roots: the rows they start from.
+        location: where the cell calls them; None when gradtrace ran it.
+        function: ``backward`` or ``autograd.grad``.
+        count: how many there were.
+        clock: when the last one ran that used its graph up.
+        reached: rows on the way from the roots to the leaves, in any of them.
+    """
+
+    root: str
+    roots: tuple[int, ...] = ()
+    location: Location | None = None
+    function: str = "backward"
+    count: int = 1
+    clock: int = 0
+    reached: frozenset[int] = frozenset()
+
+    @property
+    def where(self) -> str:
+        """The line that runs them, in words."""
+        return str(self.location) if self.location is not None else "run by gradtrace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """The steps of one optimizer at one line.
+
+    Attributes:
+        optimizer: its variable, or its class where no variable holds it.
+        location: where it steps.
+        count: how often.
+        without: how often none of its parameters had a gradient.
+        again: how often all of their gradients had been used by its step before.
+        emptied: how often the gradients of the last pass had been cleared before the step.
+        cleared: where.
+        loss: the loss of that pass.
+    """
+
+    optimizer: str
+    location: Location
+    count: int
+    without: int = 0
+    again: int = 0
+    emptied: int = 0
+    cleared: Location | None = None
+    loss: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +425,9 @@ class RunFacts:
     Attributes:
         rows: every row, in execution order; behind them what left torch (see `RowFacts.leaves_torch`).
         roots: rows that backward started from.
-        passes: every pass.
+        passes: the passes; of very many only some, with the first and the last.
+        losses: what they started from, and where.
+        steps: where optimizers stepped.
         complete: whether every graph was followed to its ends.
         optimizers, modules: those the person's variables hold, and those that ran.
         error: the exception that ended the cell, or None.
@@ -372,6 +443,8 @@ class RunFacts:
     rows: tuple[RowFacts, ...]
     roots: tuple[int, ...] = ()
     passes: tuple[PassFacts, ...] = ()
+    losses: tuple[LossFacts, ...] = ()
+    steps: tuple[StepFacts, ...] = ()
     complete: bool = True
     optimizers: tuple[OptimizerFacts, ...] = ()
     modules: tuple[ModuleFacts, ...] = ()

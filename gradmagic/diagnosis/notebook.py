@@ -77,7 +77,7 @@ def _stepped_on_old(run: RunFacts) -> list[Finding]:
     found = []
     for (where, added_by), indices in by_line.items():
         rows = [run.rows[index] for index in indices]
-        ran = run.passes[added_by].location if added_by is not None else None
+        ran = run.losses[added_by].location if added_by is not None else None
         found.append(
             Finding(
                 kind="accumulated",

@@ -78,12 +78,7 @@ def _through_time(run: RunFacts) -> list[Finding]:
 
 
 def _norms_in_last_pass(row: RowFacts) -> list[float]:
-    series = row.grads
-    if not len(series):
-        return []
-    last = max(series.passes)
-    by_occurrence = {series.occurrences[i]: series.norm[i] for i in range(len(series)) if series.passes[i] == last}
-    return [by_occurrence[occurrence] for occurrence in sorted(by_occurrence)]
+    return list(row.grads.last_pass().norm)
 
 
 def _trend(norms: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ from ..report import is_surprise
 from .markup import Line, Span, clean, marked_up
 from .numbers import percent, plural, shape_text, short, values
 from .phrases import remark
-from .scale import LogScale, drawable, in_order, sparkline
+from .scale import LogScale, drawable, sparkline
 from .view import GradView, InnerView, RowView, Spark
 
 SPARK_WIDTH = 12
@@ -99,7 +99,7 @@ def _extreme(value: float, grad: GradStats) -> str:
 def _spark(row: TensorRow) -> Spark | None:
     if row.count < 2 or len(row.grads) < 2:
         return None
-    norms = in_order(row.grads)
+    norms = list(row.grads.norm)
     title = f"norms of {len(norms)} gradients, first {short(norms[0])}, last {short(norms[-1])}"
     return Spark(sparkline(norms, SPARK_WIDTH, SPARK_LEVELS), title)
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..records import GradSeries
-
 SHORTEST = 0.05
 """Length of the shortest bar, as a share of the longest: small, and still to be seen."""
 
@@ -47,12 +45,6 @@ def sparkline(norms: Sequence[float], width: int, levels: int) -> tuple[int | No
     """
     scale = log_scale(norms)
     return tuple(_level(max(group, key=_finite_last), scale, levels) for group in _groups(norms, width))
-
-
-def in_order(series: GradSeries) -> list[float]:
-    """The norms by pass and occurrence; backward itself delivers them last occurrence first."""
-    order = sorted(range(len(series)), key=lambda i: (series.passes[i], series.occurrences[i]))
-    return [series.norm[i] for i in order]
 
 
 def _finite_last(norm: float) -> float:

@@ -1,0 +1,53 @@
+"""Calling a torch function as from the person's line, although the recorder stands between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CodeType, FrameType, FunctionType, TracebackType
+from typing import Any
+
+import torch
+
+_CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
+_CALL_NAME = "<gradtrace call>"
+_HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
+
+
+class Calls:
+    """What calls torch functions, one for each place in the code.
+
+    A warning names the file and line of the frame that makes the call, and is shown once for each such place. So the
+    call runs in a frame that has the caller's: without it, every warning would point at the recorder.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Callable[..., Any], CodeType]] = {}
+
+    def release(self) -> None:
+        """Let go of the code seen."""
+        self._known.clear()
+
+    def by(self, frame: FrameType) -> Callable[..., Any]:
+        """What calls a torch function for this frame: ``call(func, args, kwargs)``."""
+        if frame.f_code is _HANDLER and frame.f_back is not None and frame.f_back.f_back is not None:
+            # A function of PyTorch that is written in Python, on its first time through: its caller counts.
+            frame = frame.f_back.f_back
+        key = id(frame.f_code) + frame.f_lasti
+        found = self._known.get(key)
+        if found is None:
+            code = _CALL.replace(
+                co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=_CALL_NAME
+            )
+            found = self._known[key] = (FunctionType(code, frame.f_globals), frame.f_code)
+        return found[0]
+
+
+def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback from its first frame on that is not gradmagic's."""
+    package = __name__.partition(".")[0] + "."
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name != _CALL_NAME and not str(frame.f_globals.get("__name__")).startswith(package):
+            break
+        traceback = traceback.tb_next
+    return traceback

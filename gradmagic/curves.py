@@ -1,0 +1,367 @@
+"""What happened again and again, as numbers: frozen arrays, and the growing ones they are made from.
+
+All are bounded. From `POINTS` on they are thinned to at most half of that: what is left is evenly spaced, with the
+first point, the last, the smallest, the largest and the first that is not finite always among them; what comes after
+is kept whole until the next time. No torch here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+POINTS = 2_000
+"""So many points are kept at most; a point takes 16 bytes in a curve, 64 in a growing series, 80 in a frozen one."""
+_FEW_PASSES = 16
+"""With fewer passes than this it is the occurrences within them that are thinned."""
+
+_Number = TypeVar("_Number", int, float)
+
+
+class CurvePoint(NamedTuple):
+    """One point of a curve."""
+
+    step: int
+    value: float
+
+
+class GradPoint(NamedTuple):
+    """One gradient of a series: which step of its loss, which time step within the pass, and its norm."""
+
+    step: int
+    time: int
+    norm: float
+
+
+def _integers() -> array[int]:
+    return array("q")
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One number for each time that something ran.
+
+    Attributes:
+        steps: which time it was, from 0.
+        values: the number.
+        total: how many there were; more than ``len()`` when the curve was thinned.
+    """
+
+    steps: array[int] = field(default_factory=_integers)
+    values: array[float] = field(default_factory=_floats)
+    total: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def first(self) -> CurvePoint | None:
+        """The first point, or None."""
+        return self._point(0) if len(self) else None
+
+    @property
+    def last(self) -> CurvePoint | None:
+        """The last point, or None."""
+        return self._point(-1) if len(self) else None
+
+    @property
+    def smallest(self) -> CurvePoint | None:
+        """The first of the smallest finite values, or None."""
+        found = _extremes(self.values)
+        return self._point(found[0]) if found is not None else None
+
+    @property
+    def largest(self) -> CurvePoint | None:
+        """The first of the largest finite values, or None."""
+        found = _extremes(self.values)
+        return self._point(found[1]) if found is not None else None
+
+    def _point(self, index: int) -> CurvePoint:
+        return CurvePoint(self.steps[index], self.values[index])
+
+
+@dataclass(frozen=True, slots=True)
+class PassSummary:
+    """What the occurrences of a row got in one pass; norms in execution order.
+
+    Attributes:
+        number: number of the pass in the run.
+        step: number of the pass among those of its loss.
+        count: how many occurrences got a gradient (of those that are kept).
+        first, last: norm of the first and of the last occurrence.
+        smallest, largest: the extremes of the finite norms; NaN without any.
+        factor: what the norm is multiplied by from each time step to the one before it, as backward goes: the geometric
+            mean ``(first / last) ** (1 / steps between them)``; None for one occurrence, or where a norm is zero or not
+            finite.
+    """
+
+    number: int
+    step: int
+    count: int
+    first: float
+    last: float
+    smallest: float
+    largest: float
+    factor: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GradSeries:
+    """The gradients that reached a row, in execution order: by pass, then by occurrence. The arrays have equal length.
+
+    Attributes:
+        passes: number of the pass, from 0 (``BackwardPass.number``).
+        losses: which loss it started from (index into ``Report.losses``).
+        steps: number of the pass among those of its loss, from 0.
+        occurrences: which occurrence of the row received it, from 0.
+        times: which time step within the pass: the occurrence, counted from the first that a pass reaches where there
+            are several passes.
+        norm, min, max, zero_fraction: see `GradStats`.
+        nan_count: number of NaN elements.
+        total: how many gradients there were; more than ``len()`` when the series was thinned.
+    """
+
+    passes: array[int] = field(default_factory=_integers)
+    losses: array[int] = field(default_factory=_integers)
+    steps: array[int] = field(default_factory=_integers)
+    occurrences: array[int] = field(default_factory=_integers)
+    times: array[int] = field(default_factory=_integers)
+    norm: array[float] = field(default_factory=_floats)
+    min: array[float] = field(default_factory=_floats)
+    max: array[float] = field(default_factory=_floats)
+    zero_fraction: array[float] = field(default_factory=_floats)
+    nan_count: array[int] = field(default_factory=_integers)
+    total: int = 0
+
+    def __len__(self) -> int:
+        return len(self.norm)
+
+    def of(self, loss: int) -> GradSeries:
+        """Those of one loss (index into ``Report.losses``)."""
+        return self._picked([index for index, other in enumerate(self.losses) if other == loss])
+
+    @property
+    def first(self) -> GradPoint | None:
+        """The first gradient in execution order, or None."""
+        return self._point(0) if len(self) else None
+
+    @property
+    def last(self) -> GradPoint | None:
+        """The last gradient in execution order, or None."""
+        return self._point(-1) if len(self) else None
+
+    @property
+    def smallest(self) -> GradPoint | None:
+        """The first with the smallest finite norm, or None."""
+        found = _extremes(self.norm)
+        return self._point(found[0]) if found is not None else None
+
+    @property
+    def largest(self) -> GradPoint | None:
+        """The first with the largest finite norm, or None."""
+        found = _extremes(self.norm)
+        return self._point(found[1]) if found is not None else None
+
+    def summaries(self) -> list[PassSummary]:
+        """One summary for each pass that is kept, in order."""
+        return [self._summary(group) for group in _runs(self.passes)]
+
+    def last_pass(self) -> GradSeries:
+        """The gradients of the last pass that reached the row."""
+        groups = list(_runs(self.passes))
+        return self._picked(groups[-1]) if groups else self
+
+    def _summary(self, group: range) -> PassSummary:
+        norms = self.norm[group.start : group.stop]
+        between = self.occurrences[group.stop - 1] - self.occurrences[group.start]
+        low, high = _extremes(norms) or (None, None)
+        return PassSummary(
+            number=self.passes[group.start],
+            step=self.steps[group.start],
+            count=len(norms),
+            first=norms[0],
+            last=norms[-1],
+            smallest=norms[low] if low is not None else math.nan,
+            largest=norms[high] if high is not None else math.nan,
+            factor=_factor(norms[0], norms[-1], between),
+        )
+
+    def _point(self, index: int) -> GradPoint:
+        return GradPoint(self.steps[index], self.times[index], self.norm[index])
+
+    def _picked(self, indices: Sequence[int]) -> GradSeries:
+        arrays = {name: _at(getattr(self, name), indices) for name in _ARRAYS}
+        return GradSeries(**arrays, total=len(indices))
+
+
+_ARRAYS = tuple(each.name for each in fields(GradSeries) if each.name != "total")
+
+
+def _factor(first: float, last: float, between: int) -> float | None:
+    if not between or not 0 < first < math.inf or not 0 < last < math.inf:
+        return None
+    return math.exp((math.log(first) - math.log(last)) / between)
+
+
+def _extremes(values: Sequence[float]) -> tuple[int, int] | None:
+    """Indices of the first smallest and the first largest finite value."""
+    finite = [index for index, value in enumerate(values) if math.isfinite(value)]
+    if not finite:
+        return None
+    return min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)
+
+
+def _runs(keys: Sequence[int]) -> Iterator[range]:
+    """Where equal keys stand side by side."""
+    start = 0
+    for _, group in itertools.groupby(keys):
+        stop = start + sum(1 for _ in group)
+        yield range(start, stop)
+        start = stop
+
+
+def _at(values: array[_Number], indices: Iterable[int]) -> array[_Number]:
+    return array(values.typecode, [values[index] for index in indices])
+
+
+def _landmarks(values: Sequence[float]) -> set[int]:
+    """Indices of what is never thinned out."""
+    if not values:
+        return set()
+    bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), 0)
+    return {0, len(values) - 1, bad, *(_extremes(values) or ())}
+
+
+class GrowingCurve:
+    """A `Curve` in the making."""
+
+    __slots__ = ("_steps", "_stride", "_values", "total")
+
+    def __init__(self) -> None:
+        self._steps = _integers()
+        self._values = _floats()
+        self._stride = 1
+        self.total = 0
+
+    def add(self, value: float, step: int | None = None) -> None:
+        """Add the number of one more time (or of the time `step`)."""
+        self._steps.append(self.total if step is None else step)
+        self._values.append(value)
+        self.total += 1
+        if len(self._values) > POINTS:
+            self._thin()
+
+    def frozen(self) -> Curve:
+        """As it is now."""
+        return Curve(self._steps[:], self._values[:], self.total)
+
+    def _thin(self) -> None:
+        landmarks = _landmarks(self._values)
+        while len(self._values) > POINTS // 2:
+            self._stride *= 2
+            kept = [i for i, step in enumerate(self._steps) if step % self._stride == 0 or i in landmarks]
+            landmarks = {new for new, old in enumerate(kept) if old in landmarks}
+            self._steps, self._values = _at(self._steps, kept), _at(self._values, kept)
+
+
+class _Statistics(Protocol):
+    """What of a gradient's statistics goes into a series."""
+
+    @property
+    def norm(self) -> float: ...
+    @property
+    def min(self) -> float: ...
+    @property
+    def max(self) -> float: ...
+    @property
+    def zero_fraction(self) -> float: ...
+    @property
+    def nan_count(self) -> int: ...
+
+
+class GrowingSeries:
+    """The gradients of one place from one loss, as backward delivers them: pass after pass, last occurrence first."""
+
+    __slots__ = ("_arrays", "_norm", "_pass_stride", "_stride", "loss", "total")
+
+    def __init__(self, loss: int) -> None:
+        self.loss = loss
+        self.total = 0
+        self._arrays: dict[str, array[Any]] = {
+            **{name: _integers() for name in ("passes", "steps", "occurrences")},
+            **{name: _floats() for name in ("norm", "min", "max", "zero_fraction")},
+            "nan_count": _integers(),
+        }
+        self._norm = self._arrays["norm"]
+        self._pass_stride = self._stride = 1
+
+    def add(self, number: int, step: int, occurrence: int, found: _Statistics) -> None:
+        """Add one gradient: of which pass, of which step of its loss, of which occurrence of the place."""
+        numbers = (number, step, occurrence, found.norm, found.min, found.max, found.zero_fraction, found.nan_count)
+        for values, value in zip(self._arrays.values(), numbers, strict=True):
+            values.append(value)
+        self.total += 1
+        if len(self._norm) > POINTS:
+            self._thin()
+
+    def points(self, offset: int) -> Iterator[tuple[int, ...]]:
+        """Each as a row of numbers: pass, step, occurrence (plus `offset`), norm, min, max, zeros, NaNs."""
+        for number, step, occurrence, *rest in zip(*self._arrays.values(), strict=True):
+            yield (number, step, occurrence + offset, *rest)
+
+    def _thin(self) -> None:
+        """Whole passes go first; where there are few, occurrences within them."""
+        while len(self._norm) > POINTS // 2:
+            groups = list(_runs(self._arrays["passes"]))
+            if len(groups) >= _FEW_PASSES:
+                self._pass_stride *= 2
+                kept = self._kept_passes(groups)
+            else:
+                self._stride *= 2
+                kept = self._kept_occurrences(groups)
+            self._arrays = {name: _at(values, kept) for name, values in self._arrays.items()}
+            self._norm = self._arrays["norm"]
+
+    def _kept_passes(self, groups: Sequence[range]) -> list[int]:
+        landmarks = _landmarks(self._norm)
+        steps = self._arrays["steps"]
+        kept: list[int] = []
+        for group in groups:
+            if steps[group.start] % self._pass_stride == 0 or any(index in landmarks for index in group):
+                kept.extend(group)
+        return kept
+
+    def _kept_occurrences(self, groups: Sequence[range]) -> list[int]:
+        occurrences = self._arrays["occurrences"]
+        kept = []
+        for group in groups:
+            landmarks = _landmarks(self._norm[group.start : group.stop])
+            kept += [i for i in group if occurrences[i] % self._stride == 0 or i - group.start in landmarks]
+        return kept
+
+
+def joined(parts: Iterable[tuple[int, GrowingSeries]]) -> GradSeries:
+    """The series of a row from those of its places and losses, each with what its occurrences are counted from."""
+    points = []
+    total = 0
+    for offset, series in parts:
+        total += series.total
+        points += [(number, series.loss, *rest) for number, *rest in series.points(offset)]
+    points.sort(key=lambda point: (point[0], point[3]))
+    several = len({point[0] for point in points}) > 1
+    found = GradSeries(total=total)
+    for group in _runs([point[0] for point in points]):
+        start = points[group.start][3] if several else 0
+        for number, loss, step, occurrence, *statistics in points[group.start : group.stop]:
+            numbers = (number, loss, step, occurrence, occurrence - start, *statistics)
+            for name, value in zip(_ARRAYS, numbers, strict=True):
+                getattr(found, name).append(value)
+    return found
