@@ -132,6 +132,12 @@ class OptimizerWatch:
         self._copy([each for each in held if has_closure or each.parameter.grad is not None])
         line.count += 1
         self._running[id(optimizer)] = _Running(line, held, self._has_fresh(line, held), self._book.turn)
+        if (
+            type(optimizer).__module__.startswith("torch.optim")
+            and not has_closure
+            and not _is_differentiable(optimizer)
+        ):
+            self._recorder.rest()
 
     def _line(self, optimizer: Any, path: Path) -> StepLine | None:
         key = (id(optimizer), id(path))
@@ -170,6 +176,7 @@ class OptimizerWatch:
     # ---- after it
 
     def _has_stepped(self, optimizer: Any, *_: object) -> None:
+        self._recorder.wake()
         running = self._running.pop(id(optimizer), None)
         if running is None:
             return
@@ -190,7 +197,7 @@ class OptimizerWatch:
             line.again += 1
         for each in with_gradient:
             if each.place is not None:
-                self._book.updated(each.place, line.path)
+                self._recorder.changed(each.parameter, line.path, "step")
         self._measure(line, [each for each in with_gradient if each.before is not None])
 
     def _step_without(self, line: StepLine, held: Sequence[_Held]) -> None:
@@ -229,6 +236,10 @@ class OptimizerWatch:
 
 def _parameters(optimizer: Any) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_differentiable(optimizer: Any) -> bool:
+    return any(group.get("differentiable") for group in optimizer.param_groups)
 
 
 def _precise(data: Tensor, copy: bool) -> Tensor:

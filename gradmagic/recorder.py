@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from pathlib import PurePath
 from types import FrameType
 from typing import Any, Protocol
 
@@ -66,6 +67,7 @@ _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
 _FAULTS = 100
+_TORCH = str(PurePath(torch.__file__).parent)
 _SWEEP_AT = 20_000
 DEEPEST = 20_000
 """Autograd nodes deeper than this are left alone.
@@ -121,6 +123,7 @@ class Recorder(TorchFunctionMode):
         self._entries: dict[int, Entry] = {}
         self._sweep_at = _SWEEP_AT
         self._calls = Calls()
+        self._resting = False
         self._depth = 1
         """Depth of the operation that is being recorded; see `Entry`."""
         self._deep: dict[int, dict[int, tuple[int, int]]] = {}
@@ -168,6 +171,21 @@ class Recorder(TorchFunctionMode):
         self.clock += 1
         return self.clock
 
+    def rest(self) -> None:
+        """Record nothing as long as PyTorch's own code makes the calls: an optimizer of its own is at work.
+
+        The recorder wakes up by itself at the first call from elsewhere, should the optimizer raise.
+        """
+        self._resting = True
+
+    def wake(self) -> None:
+        """Record again."""
+        self._resting = False
+
+    def _still_rests(self, frame: FrameType) -> bool:
+        self._resting = frame.f_code.co_filename.startswith(_TORCH)
+        return self._resting
+
     # ---- the hot path
 
     def __torch_function__(
@@ -176,6 +194,8 @@ class Recorder(TorchFunctionMode):
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
         kwargs = kwargs or {}
+        if self._resting and self._still_rests(sys._getframe(1)):
+            return self._calls.by(sys._getframe(1))(func, args, kwargs)
         interceptor = None if inside_transform() else self._interceptors.get(func)
         call = self._calls.by(sys._getframe(1))
         try:
@@ -216,7 +236,7 @@ class Recorder(TorchFunctionMode):
             parents, differentiable = [], False
         self._made(path, name, outputs, parents, differentiable)
         for _, tensor in outputs if in_place else ():
-            self._changed(tensor, path, name)
+            self.changed(tensor, path, name)
         if path.clip is not None:
             self._clipping(name, args, outputs[0][1], path, sys._getframe(2 + path.clip))
         elif differentiable:
@@ -245,7 +265,7 @@ class Recorder(TorchFunctionMode):
         place.parents.update(() if parent is None else (parent.index,))
         place.input_requires_grad = place.input_requires_grad or tensor.requires_grad
 
-    def _changed(self, tensor: Tensor, path: Path, name: str) -> None:
+    def changed(self, tensor: Tensor, path: Path, name: str) -> None:
         """Remember who changed a tensor in place, and tell whom it concerns when that is an update of a leaf."""
         entry = self.entry(tensor)
         place = entry.place if entry is not None else None
@@ -575,8 +595,12 @@ class Recorder(TorchFunctionMode):
         place.ref = TensorWeakRef(tensor)
         self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor, self._depth)
         if len(self._entries) > self._sweep_at:
-            self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
-            self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget the tensors that are gone."""
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
 
     # ---- marks on the graph
 
@@ -632,6 +656,7 @@ class Recorder(TorchFunctionMode):
         (``t_``, ``squeeze_``, ``unsqueeze_``...) to the newest version.
         """
         with torch._C.DisableTorchFunction():
+            self._sweep()
             for tensor, entry in self.alive():
                 if tensor.requires_grad and not tensor.is_leaf and not tensor.retains_grad:
                     self._retain(tensor, entry)
