@@ -43,7 +43,7 @@ class Mixed:
     Attributes:
         path: the update.
         foreign: the loss whose gradient was still there.
-        own: the loss whose pass was added to it.
+        own: the first loss whose pass was added to it.
         updates: how many updates there were of this kind.
     """
 
@@ -62,9 +62,13 @@ class Account:
         sums: how many passes of each loss ``.grad`` is the sum of; see `BEFORE_THE_CELL`.
         first, newest: numbers of the first and of the last pass in that sum.
         is_fresh: there is a gradient that no update has used yet.
+        is_due: there is a gradient that no optimizer's step has used yet.
+        is_stepped: an optimizer's step has used a gradient of its.
+        is_read: ``clip_grad_norm_`` has only measured it, with no limit.
         used: the newest pass at the last update, or None.
         turn: the turn in which it was updated last.
         foreign: losses whose gradient lies in ``.grad`` from a turn in which only others were updated.
+        on_foreign: the first loss that was added to such a gradient, or None.
         strays: in how many turns of each loss it got a gradient while only others were updated.
         own: losses in whose turns it was updated.
         grown, mixed: the updates that used more than they should have.
@@ -79,9 +83,13 @@ class Account:
     newest: int = -1
     newest_loss: int = 0
     is_fresh: bool = False
+    is_due: bool = False
+    is_stepped: bool = False
+    is_read: bool = False
     used: int | None = None
     turn: int = -1
     foreign: set[int] = field(default_factory=set)
+    on_foreign: int | None = None
     strays: dict[int, int] = field(default_factory=dict)
     own: set[int] = field(default_factory=set)
     grown: Grown | None = None
@@ -94,7 +102,8 @@ class Account:
         """Nothing is left of earlier passes."""
         self.sums.clear()
         self.foreign.clear()
-        self.is_fresh = False
+        self.on_foreign = None
+        self.is_fresh = self.is_due = False
 
 
 class GradientBook:
@@ -134,8 +143,11 @@ class GradientBook:
             account.first = BEFORE_THE_CELL
         if not account.sums:
             account.first = source.number
+        if account.foreign and account.on_foreign is None and source.loss not in account.foreign:
+            account.on_foreign = source.loss
         account.sums[source.loss] = account.sums.get(source.loss, 0) + 1
-        account.newest, account.newest_loss, account.is_fresh = source.number, source.loss, True
+        account.newest, account.newest_loss = source.number, source.loss
+        account.is_fresh = account.is_due = True
 
     def end_turn(self) -> None:
         """The next pass comes, or the end: who was updated since the last one, and who was not?"""
@@ -168,8 +180,8 @@ class GradientBook:
             grown.passes = max(grown.passes, sum(account.sums.values()))
             grown.updates += 1
         foreign = account.foreign - {account.newest_loss}
-        if foreign:
-            mixed = account.mixed = account.mixed or Mixed(path, min(foreign), account.newest_loss)
+        if foreign and account.on_foreign is not None:
+            mixed = account.mixed = account.mixed or Mixed(path, min(foreign), account.on_foreign)
             mixed.updates += 1
 
     def cleared(self, place: Place, path: Path) -> None:
@@ -187,7 +199,12 @@ class GradientBook:
         self.by_hand += 1
         account = self.accounts.get(place.index) if place is not None else None
         if account is not None:
-            account.is_fresh = True
+            account.is_fresh = account.is_due = True
+
+    def measured(self) -> None:
+        """The gradients that are there have been measured, and left as they are."""
+        for account in self.accounts.values():
+            account.is_read = account.is_read or account.is_fresh
 
 
 def _held(leaf: Tensor) -> Pending | None:

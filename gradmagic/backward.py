@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ class Ledger:
 
     def clipped_norm(self, total: Tensor, max_norm: object, path: Path) -> None:
         """``clip_grad_norm_`` has computed the total norm."""
+        if max_norm == math.inf:
+            self.book.measured()
         self.journal.clipped_norm(total, max_norm, path, self._tick())
 
     def clipped_values(self, gradient: Tensor, path: Path) -> None:

@@ -184,6 +184,10 @@ class Naming:
         site = self._sources.person_site(path.sites) if path is not None else None
         return self._sources.location(site) if site is not None else None
 
+    def frames(self, path: Path) -> tuple[Location, ...]:
+        """Every place of the person's code on a path, innermost first."""
+        return tuple(self._sources.location(site) for site in path.sites if not self._sources.is_library(site.code))
+
     def location(self, draft: Draft) -> Location:
         """Where the person's code made the row."""
         if draft.origin is not None:

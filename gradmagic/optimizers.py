@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class StepLine:
     values: GrowingCurve = field(default_factory=GrowingCurve)
 
 
+Finds = Literal["fresh", "used", "emptied", "nothing"]
+"""The gradients that a step finds: new ones, those of the step before, just cleared ones, or none at all."""
+
+
 @dataclass(slots=True)
 class _Held:
     """A parameter that an optimizer is about to update, with its place and a copy of its value."""
@@ -68,7 +72,7 @@ class _Running:
 
     line: StepLine
     held: list[_Held]
-    is_fresh: bool
+    finds: Finds
     turn: int
 
 
@@ -131,7 +135,7 @@ class OptimizerWatch:
         held = [_Held(parameter, self._place(parameter)) for parameter in _parameters(optimizer)]
         self._copy([each for each in held if has_closure or each.parameter.grad is not None])
         line.count += 1
-        self._running[id(optimizer)] = _Running(line, held, self._has_fresh(line, held), self._book.turn)
+        self._running[id(optimizer)] = _Running(line, held, self._finds(line, held), self._book.turn)
         if (
             type(optimizer).__module__.startswith("torch.optim")
             and not has_closure
@@ -160,15 +164,21 @@ class OptimizerWatch:
             room -= data.numel()
             each.before = _precise(data, copy=True)
 
-    def _has_fresh(self, line: StepLine, held: Sequence[_Held]) -> bool:
-        """Whether some gradient has come since the optimizer's last step."""
+    def _finds(self, line: StepLine, held: Sequence[_Held]) -> Finds:
         by_hand = self._by_hand.get(line.optimizer)
         self._by_hand[line.optimizer] = self._book.by_hand
         accounts = [account for each in held if (account := self._account(each)) is not None]
-        if any(account.is_fresh for account in accounts) or by_hand not in (None, self._book.by_hand):
-            return True
-        seen_before = any(account.updates for account in accounts) or by_hand is not None
-        return not seen_before
+        if any(account.is_due for account in accounts) or by_hand not in (None, self._book.by_hand):
+            return "fresh"
+        thrown = (account.thrown_away for account in accounts if not account.sums)
+        just_now = next((each for each in thrown if each is not None and each[1] == self._book.turn), None)
+        if just_now is not None:
+            line.clearing = (just_now[0], just_now[2])
+            return "emptied"
+        if all(each.parameter.grad is None for each in held):
+            return "nothing"
+        seen_before = any(account.is_stepped for account in accounts) or by_hand is not None
+        return "used" if seen_before else "fresh"
 
     def _account(self, held: _Held) -> Account | None:
         return self._book.accounts.get(held.place.index) if held.place is not None else None
@@ -188,28 +198,17 @@ class OptimizerWatch:
 
     def _after(self, running: _Running) -> None:
         line = running.line
+        if self._book.turn == running.turn:  # else a closure has run backward within the step
+            line.without += running.finds == "nothing"
+            line.again += running.finds == "used"
+            line.emptied += running.finds == "emptied"
         with_gradient = [each for each in running.held if each.parameter.grad is not None]
-        if self._book.turn != running.turn:
-            pass  # a closure has run backward within the step
-        elif not with_gradient:
-            self._step_without(line, running.held)
-        elif not running.is_fresh:
-            line.again += 1
         for each in with_gradient:
             if each.place is not None:
                 self._recorder.changed(each.parameter, line.path, "step")
+            if (account := self._account(each)) is not None:
+                account.is_due, account.is_stepped = False, True
         self._measure(line, [each for each in with_gradient if each.before is not None])
-
-    def _step_without(self, line: StepLine, held: Sequence[_Held]) -> None:
-        """No parameter has a gradient: was there one, and has it been cleared since the last pass?"""
-        for each in held:
-            account = self._account(each)
-            thrown = account.thrown_away if account is not None else None
-            if thrown is not None and thrown[1] == self._book.turn:
-                line.emptied += 1
-                line.clearing = (thrown[0], thrown[2])
-                return
-        line.without += 1
 
     def _measure(self, line: StepLine, held: Sequence[_Held]) -> None:
         by_device: dict[torch.device, list[_Held]] = {}

@@ -83,6 +83,7 @@ class Place:
         "device",
         "dtype",
         "forward",
+        "given",
         "grad_enabled",
         "grad_fn",
         "heir",
@@ -104,6 +105,7 @@ class Place:
         "parents",
         "path",
         "position",
+        "read",
         "received",
         "ref",
         "requires_grad",
@@ -159,6 +161,10 @@ class Place:
         """For a view that was changed in place: the new version of what it is a view of."""
         self.cleared: tuple[int, Path] | None = None
         """When and where its ``.grad`` was last set to None."""
+        self.given = False
+        """Somebody put a gradient into its ``.grad`` by other means than backward."""
+        self.read = False
+        """The person's own code looked at its ``.grad``."""
         self.leaves_torch = False
         """No tensor, but what ``.item()`` and the like gave: a number, list or array."""
         self.number: float | None = None

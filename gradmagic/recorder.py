@@ -66,6 +66,7 @@ Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], An
 _GRADIENT_GETTERS = frozenset({"grad", "_grad"})
 _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
+_KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 _FAULTS = 100
 _TORCH = str(PurePath(torch.__file__).parent)
 _SWEEP_AT = 20_000
@@ -183,7 +184,7 @@ class Recorder(TorchFunctionMode):
         self._resting = False
 
     def _still_rests(self, frame: FrameType) -> bool:
-        self._resting = frame.f_code.co_filename.startswith(_TORCH)
+        self._resting = _is_torchs(frame)
         return self._resting
 
     # ---- the hot path
@@ -235,7 +236,7 @@ class Recorder(TorchFunctionMode):
         if takes_shape_only(name):
             parents, differentiable = [], False
         self._made(path, name, outputs, parents, differentiable)
-        for _, tensor in outputs if in_place else ():
+        for _, tensor in outputs if in_place and name not in _KEEPS_VALUES else ():
             self.changed(tensor, path, name)
         if path.clip is not None:
             self._clipping(name, args, outputs[0][1], path, sys._getframe(2 + path.clip))
@@ -351,6 +352,9 @@ class Recorder(TorchFunctionMode):
             # A gradient that is looked at is no new tensor.
             entry = self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
             entry.gradient_of = TensorWeakRef(args[0])
+            owner = self.entry(args[0])
+            if owner is not None and owner.place is not None and not _is_torchs(sys._getframe(3)):
+                owner.place.read = True
             return []
         if getattr(func, "__module__", None) == "torch.nn.init":
             return []
@@ -365,6 +369,8 @@ class Recorder(TorchFunctionMode):
             self._cleared(args[0], place, self.paths.of(sys._getframe(4)))
         elif self.watcher is not None:
             self.watcher.given(place)
+            if place is not None:
+                place.given = True
 
     # ---- inputs
 
@@ -668,6 +674,11 @@ class Recorder(TorchFunctionMode):
             tensor.retain_grad()
         except RuntimeError as error:
             self.fault("retain_grad", error)
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    """Whether PyTorch's own code runs in a frame."""
+    return frame.f_code.co_filename.startswith(_TORCH)
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:

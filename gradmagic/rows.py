@@ -92,7 +92,7 @@ class Assembler:
     def _facts(self, ending: Ending) -> RunFacts:
         observer = self._observer
         rows = tuple(self._with_account(self._fact(draft), draft) for draft in self._drafts)
-        rows = self._with_weights(self._with_values(rows))
+        rows = self._with_frames(self._with_weights(self._with_values(rows)))
         labels = [row.label for row in rows]
         passes = observer.passes(labels)
         scale, scaler = observer.loss_scale()
@@ -163,6 +163,8 @@ class Assembler:
             grads=joined(_parts(draft.places)),
             forward=last.forward.result() if last.forward is not None else None,
             activity=_activity(last),
+            given=last.given,
+            read=last.read,
         )
 
     def _with_account(self, row: RowFacts, draft: Draft) -> RowFacts:
@@ -187,7 +189,15 @@ class Assembler:
             thrown=account.thrown,
             thrown_at=where(thrown[0]) if thrown is not None else None,
             updates=account.updates,
+            read=row.read or account.is_read,
         )
+
+    def _with_frames(self, rows: tuple[RowFacts, ...]) -> tuple[RowFacts, ...]:
+        """Where gradients stray to other weights, it is told at which line their way meets that of the others."""
+        if not any(row.strays - row.own for row in rows):
+            return rows
+        drafts = zip(rows, self._drafts, strict=True)
+        return tuple(replace(row, frames=self._naming.frames(draft.first.path)) for row, draft in drafts)
 
     def _parents(self, draft: Draft) -> tuple[int, ...]:
         parents = {self._row_of.get(parent) for place in draft.places for parent in place.parents}

@@ -13,12 +13,14 @@ from corpus.cases import Case, Healthy
 from corpus.flow import FLOW
 from corpus.healthy import HEALTHY
 from corpus.sick import NEAR_MISSES, SICK
+from corpus.training import TRAINING_HEALTHY, TRAINING_NOTED, TRAINING_SICK
 from shells import Session, session
 
 from gradmagic.records import Finding
 from gradmagic.report import Report
 
-CASES = (*FLOW, *SICK)
+CASES = (*FLOW, *SICK, *TRAINING_SICK)
+SILENT = (*HEALTHY, *NEAR_MISSES, *TRAINING_HEALTHY)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,14 @@ def test_a_sick_cell_is_explained_and_the_hint_cures_it(shell: Session, case: Ca
         cures_by(shell, before, cell, case.cured)
 
 
-@pytest.mark.parametrize("case", [*HEALTHY, *NEAR_MISSES], ids=[case.situation for case in (*HEALTHY, *NEAR_MISSES)])
+@pytest.mark.parametrize("case", SILENT, ids=[case.situation for case in SILENT])
 def test_a_healthy_cell_has_no_finding(shell: Session, case: Healthy) -> None:
     """A wrong finding is worse than none."""
     assert traced(shell, case).findings == []
+
+
+@pytest.mark.parametrize("case", TRAINING_NOTED, ids=[case.situation for case in TRAINING_NOTED])
+def test_a_right_training_loop_with_a_note_has_no_finding_about_training(shell: Session, case: Healthy) -> None:
+    """What is said of it is said of something else: a scaled loss, no root."""
+    about_training = {case.kind for case in TRAINING_SICK}
+    assert not about_training & {finding.kind for finding in traced(shell, case).findings}

@@ -19,7 +19,7 @@ def find_cuts(run: RunFacts, flow: Flow, verdicts: Sequence[Verdict]) -> list[Fi
     """One finding for each line that keeps gradients from leaves, one for all leaves that are not used, and so on."""
     if not run.passes or run.failed is not None:
         return []
-    leaves = [i for i, row in enumerate(run.rows) if row.kind in ("leaf", "parameter") and row.alive]
+    leaves = [i for i, row in enumerate(run.rows) if row.kind in ("leaf", "parameter") and row.alive and not row.given]
     dry = [i for i in leaves if verdicts[i].reason is not None]
     by_cut: dict[int, list[int]] = {}
     for index in dry:

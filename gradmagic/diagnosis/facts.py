@@ -85,6 +85,10 @@ class RowFacts:
         thrown: how often a gradient of its was cleared before any update had used it.
         thrown_at: where, the last time.
         updates: how often it was updated.
+        given: somebody put a gradient into its ``.grad`` by other means than backward.
+        read: the person's own code looked at its ``.grad``.
+        frames: where the person's code stood on the way to the operation, innermost first; only known where gradients
+            stray.
     """
 
     label: str
@@ -138,6 +142,9 @@ class RowFacts:
     thrown: int = 0
     thrown_at: Location | None = None
     updates: int = 0
+    given: bool = False
+    read: bool = False
+    frames: tuple[Location, ...] = ()
 
     @property
     def severed(self) -> bool:

@@ -72,6 +72,16 @@ def in_statement(location: Location, new: str) -> str:
     return location.statement.replace(location.text, new if whole else in_brackets(new), 1)
 
 
+def with_exchanged(statement: str, part: str, new: str) -> str:
+    """A statement with the last occurrence of an expression exchanged; empty where there is none."""
+    try:
+        tree, wanted = ast.parse(statement), ast.dump(ast.parse(part, mode="eval").body)
+    except SyntaxError:
+        return ""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.expr) and ast.dump(node) == wanted]
+    return exchanged(statement, _piece(statement, found[-1]), new) if found else ""
+
+
 def in_brackets(text: str) -> str:
     """A text that can stand before ``.clamp()`` or beside an operator."""
     closed = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.Constant)

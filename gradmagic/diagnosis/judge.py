@@ -14,6 +14,7 @@ from .no_root import explain_no_root
 from .notebook import find_traps
 from .reasons import Verdict, explain
 from .sick import find_sickness
+from .training import find_training_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def diagnose(run: RunFacts) -> Diagnosis:
         *find_cuts(run, flow, verdicts),
         *find_leaves(run, flow),
         *find_sickness(run, flow),
+        *find_training_faults(run, flow),
         *find_traps(run, flow),
     ]
     return Diagnosis(verdicts, findings)

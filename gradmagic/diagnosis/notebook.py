@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import Finding, Location
+from ..records import Finding
 from .facts import OptimizerFacts, RowFacts, RunFacts, Stale
 from .flow import Flow
+from .training import clearing
 from .words import by_module, listed, named, number, source_at
 
 
@@ -14,7 +15,6 @@ def find_traps(run: RunFacts, flow: Flow) -> list[Finding]:  # noqa: ARG001  # o
     """What only a tool that sees the whole notebook can tell."""
     return [
         *_held_before(run),
-        *_stepped_on_old(run),
         *(_stale(run, stale) for stale in run.stale),
         *_optimizers(run),
         *_not_held(run),
@@ -43,54 +43,11 @@ def _held_before(run: RunFacts) -> list[Finding]:
             message=f"`.grad` of {by_module(rows)} already held a gradient from an earlier run, and this pass "
             f"({first.where}) was added to it; norms for `{row.label}`: {number(row.held or 0)} before, {number(this)} from "
             f"this pass{now and ', ' + number(row.holds or 0) + ' after'}.",
-            hint="--zero-grad" if ran is None else _clearing(run, [i for i, _ in held], rows),
+            hint="--zero-grad" if ran is None else clearing(run, [i for i, _ in held], rows),
             location=ran,
             rows=tuple(i for i, _ in held),
         )
     ]
-
-
-def _clearing(run: RunFacts, indices: Sequence[int], rows: Sequence[RowFacts]) -> str:
-    """The code that clears these gradients."""
-    for optimizer in run.optimizers:
-        if set(indices) <= set(optimizer.rows):
-            return f"{optimizer.name}.zero_grad()"
-    for module in run.modules:
-        if set(indices) <= set(module.parameters):
-            return f"{module.name}.zero_grad()"
-    names = [row.name for row in rows if row.name]
-    if len(names) == 1:
-        return f"{names[0]}.grad = None"
-    plain = all(name.isidentifier() for name in names)
-    return (
-        " = ".join(f"{name}.grad" for name in names) + " = None"
-        if plain and len(names) <= 4
-        else ("for p in parameters: p.grad = None")
-    )
-
-
-def _stepped_on_old(run: RunFacts) -> list[Finding]:
-    by_line: dict[tuple[Location, int | None], list[int]] = {}
-    for index, row in enumerate(run.rows):
-        if row.stepped_on_old is not None:
-            by_line.setdefault((row.stepped_on_old, row.added_by), []).append(index)
-    found = []
-    for (where, added_by), indices in by_line.items():
-        rows = [run.rows[index] for index in indices]
-        ran = run.losses[added_by].location if added_by is not None else None
-        found.append(
-            Finding(
-                kind="accumulated",
-                severity="warning",
-                message=f"`{source_at(where)}` ({where}) updates {by_module(rows)} with gradients that an update had used "
-                f"already: those of {rows[0].passes_added} passes had added up in `.grad`, because nothing clears it before "
-                f"backward ({ran or where}).",
-                hint=_clearing(run, indices, rows),
-                location=ran or where,
-                rows=tuple(indices),
-            )
-        )
-    return found
 
 
 # ---- graphs of earlier cells
