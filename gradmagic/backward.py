@@ -32,12 +32,14 @@ class Ledger:
         log: the passes.
         book: what the ``.grad`` of each leaf is made of.
         journal: the lines that cleared and clipped gradients.
+        after_pass: called after each pass that the cell has run, or None.
     """
 
     def __init__(self, zero_grad: bool) -> None:
         self.log = PassLog()
         self.book = GradientBook()
         self.journal = Journal(Backlog())
+        self.after_pass: Callable[[], None] | None = None
         self._zero_grad = zero_grad
         self._zeroed: set[int] = set()
         self._recorder: Recorder | None = None
@@ -58,7 +60,7 @@ class Ledger:
 
     def release(self) -> None:
         """Let go of the recorder."""
-        self._recorder = None
+        self._recorder = self.after_pass = None
 
     @property
     def ran_by_cell(self) -> bool:
@@ -151,6 +153,8 @@ class Ledger:
             done.limited = True
         with self._listening(recorder, path, done, [tensor for _, tensor in tensors_in(roots)]) as listener:
             yield listener
+        if self.after_pass is not None:
+            self.after_pass()
 
     @contextmanager
     def _listening(self, recorder: Recorder, path: Path, done: Pass, roots: Sequence[Tensor]) -> Iterator[Listener]:

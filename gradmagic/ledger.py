@@ -1,8 +1,8 @@
-"""The ledger of the report: every line that ran backward, stepped, cleared or clipped, in the order it first ran."""
+"""The ledger of the report: every line that ran backward, stepped, cleared or clipped, in the order of the source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from .backward import Ledger
 from .diagnosis.facts import LossFacts
@@ -10,20 +10,32 @@ from .journal import JournalLine
 from .naming import Naming
 from .optimizers import OptimizerWatch, StepLine
 from .passes import Loss
+from .places import Path
 from .records import LedgerEntry
 
 
 def ledger_of(
     ledger: Ledger, optimizers: OptimizerWatch, naming: Naming, losses: Sequence[LossFacts]
 ) -> list[LedgerEntry]:
-    """All entries; `losses` tells what the passes started from."""
-    found = [
-        *((loss.clock, _pass_entry(loss, facts)) for loss, facts in zip(ledger.log.losses, losses, strict=True)),
-        *((line.clock, _step_entry(line, naming)) for line in optimizers.lines),
-        *_journal_entries(ledger.journal.lines, naming),
-    ]
-    found.sort(key=lambda pair: pair[0])
-    return [entry for _, entry in found]
+    """All entries; `losses` tells what the passes started from, and is in the order of their first pass."""
+    passes = [(loss.path, _pass_entry(loss, facts)) for loss, facts in zip(ledger.log.losses, losses, strict=True)]
+    others = [(line.path, _step_entry(line, naming)) for line in optimizers.lines]
+    others += [(line.path, _journal_entry(line, naming)) for line in ledger.journal.lines]
+    others.sort(key=lambda pair: naming.order(pair[0]))
+    return _merged([(naming.order(path), entry) for path, entry in passes], others, naming)
+
+
+def _merged(
+    passes: Sequence[tuple[tuple[int, ...], LedgerEntry]], others: Sequence[tuple[Path, LedgerEntry]], naming: Naming
+) -> list[LedgerEntry]:
+    """Each of the others before the first pass that stands below it; the passes keep their order."""
+    merged: list[LedgerEntry] = []
+    waiting = [(naming.order(path), entry) for path, entry in others]
+    for order, entry in passes:
+        merged += [other for place, other in waiting if place < order]
+        waiting = [(place, other) for place, other in waiting if place >= order]
+        merged.append(entry)
+    return merged + [entry for _, entry in waiting]
 
 
 def _pass_entry(loss: Loss, facts: LossFacts) -> LedgerEntry:
@@ -51,19 +63,15 @@ def _step_entry(line: StepLine, naming: Naming) -> LedgerEntry:
     )
 
 
-def _journal_entries(lines: Sequence[JournalLine], naming: Naming) -> Iterator[tuple[int, LedgerEntry]]:
-    for line in lines:
-        location = naming.place_location(line.path)
-        name = location.text if location is not None else ""
-        yield (
-            line.clock,
-            LedgerEntry(
-                kind=line.kind,
-                name=name or line.kind,
-                location=location,
-                count=line.count,
-                values=line.values.frozen(),
-                max_norm=line.max_norm,
-                clipped=line.clipped,
-            ),
-        )
+def _journal_entry(line: JournalLine, naming: Naming) -> LedgerEntry:
+    location = naming.place_location(line.path)
+    name = location.text if location is not None else ""
+    return LedgerEntry(
+        kind=line.kind,
+        name=name or line.kind,
+        location=location,
+        count=line.count,
+        values=line.values.frozen(),
+        max_norm=line.max_norm,
+        clipped=line.clipped,
+    )

@@ -47,6 +47,7 @@ class Options:
         sort: order of the rows, or None for the default.
         rows: most rows to show, or None for no limit.
         filter: what a row's name, op or module must hold, or None.
+        live: show the report while the cell runs.
     """
 
     backward: str = "auto"
@@ -58,6 +59,7 @@ class Options:
     sort: Literal["line", "norm", "name"] | None = None
     rows: int | None = None
     filter: str | None = None
+    live: bool = False
 
 
 @magics_class
@@ -91,6 +93,11 @@ class GradtraceMagics(Magics):
     )
     @argument("--rows", type=int, metavar="N", help="show at most N rows")
     @argument("--filter", metavar="PATTERN", help="show only rows whose name, op or module holds this")
+    @argument(
+        "--live",
+        action="store_true",
+        help="show the report while the cell runs, refreshed in place after a backward, at most twice a second",
+    )
     @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")
     @no_var_expand
     @line_cell_magic
@@ -127,10 +134,12 @@ def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
     from .tracing import trace
 
     source = CellSource(code.file, lambda file: execution_count(shell, file), lambda: earlier_cells(shell))
+    screen = _Screen(shell, options)
     run = trace(
         options.backward,
         zero_grad=options.zero_grad,
         values=options.values,
+        live=screen.show if options.live else None,
         namespace=shell.user_ns,
         cell=source,
     )
@@ -139,8 +148,50 @@ def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
             value = code.run()
             run.offer(value)
     finally:
-        _deliver(shell, run, options)
+        _deliver(shell, run, options, screen)
     return value if code.shown else None
+
+
+class _Screen:
+    """Where a report is shown: one place, which the report of a running cell and the final one share."""
+
+    def __init__(self, shell: InteractiveShell, options: Options) -> None:
+        self._shell = shell
+        self._options = options
+        self._handle: Any = None
+        self._terminal: Any = None
+
+    def show(self, report: Report) -> None:
+        """Show what was recorded so far, where a place can be drawn over: in a notebook, or in a terminal."""
+        report = report.with_options(_report_options(self._options))
+        if getattr(self._shell, "kernel", None) is not None:
+            self._put(report)
+        elif sys.stdout.isatty() or self._terminal is not None:
+            if self._terminal is None:
+                from .render.live import TerminalLive  # rich's own machinery, which only a live report needs
+
+                self._terminal = TerminalLive(*_terminal(self._shell))
+            self._terminal.show(report)
+
+    def finish(self, report: Report) -> None:
+        """Show the final report."""
+        self.close()
+        self._put(report)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        terminal, self._terminal = self._terminal, None
+        if terminal is not None:
+            terminal.close()
+
+    def _put(self, report: Report) -> None:
+        bundle = _bundle(self._shell, report)
+        if self._handle is not None:
+            self._handle.update(bundle, raw=True)
+        elif self._options.live and getattr(self._shell, "kernel", None) is not None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            display(bundle, raw=True)
 
 
 def _split(line: str) -> tuple[list[str], str]:
@@ -211,6 +262,7 @@ def _check_backward(expression: str) -> None:
 
 def _check_quiet(options: Options) -> None:
     given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
+    given["--live"] = options.live
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
@@ -230,9 +282,10 @@ def _require_code(rest: str, cell: str | None) -> None:
         raise UsageError("%%gradtrace: the cell is empty; its code stands below the magic line")
 
 
-def _deliver(shell: InteractiveShell, run: trace, options: Options) -> None:
+def _deliver(shell: InteractiveShell, run: trace, options: Options, screen: _Screen) -> None:
     """Binds and displays the report. Never raises: the cell's own result or exception is on its way."""
     try:
+        screen.close()
         report = run.report
         if report is None:
             raise run.fault or RuntimeError("there is none")
@@ -240,7 +293,7 @@ def _deliver(shell: InteractiveShell, run: trace, options: Options) -> None:
         if options.output is not None:
             shell.push({options.output: report})
         if not options.quiet:
-            display(_bundle(shell, report), raw=True)
+            screen.finish(report)
     except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
         print(_apology(error, options.output, made=run.report is not None), file=sys.stderr)
 
@@ -266,16 +319,21 @@ def _report_options(options: Options) -> Any:
 def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
     """The report in every form a front end may pick; its text fits the terminal when there is one."""
     bundle = dict(report._repr_mimebundle_())
+    width, color, ascii_only = _terminal(shell)
+    is_terminal = sys.stdout.isatty()
+    if is_terminal or ascii_only:
+        from .render.text import render_text  # rich is only needed now
+
+        bundle["text/plain"] = render_text(report, width if is_terminal else None, color, ascii_only)
+    return bundle
+
+
+def _terminal(shell: InteractiveShell) -> tuple[int, bool, bool]:
+    """Width of the terminal, whether it shows colours, and whether it is ASCII only."""
     stream = sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     ascii_only = not encoding.lower().replace("_", "-").startswith("utf")
-    if stream.isatty() or ascii_only:
-        from .render.text import render_text  # rich is only needed now
-
-        width = shutil.get_terminal_size().columns if stream.isatty() else None
-        color = stream.isatty() and _wants_color(shell)
-        bundle["text/plain"] = render_text(report, width=width, color=color, ascii_only=ascii_only)
-    return bundle
+    return shutil.get_terminal_size().columns, stream.isatty() and _wants_color(shell), ascii_only
 
 
 def _wants_color(shell: InteractiveShell) -> bool:

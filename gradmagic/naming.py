@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,6 +184,12 @@ class Naming:
         """Where the person's code stands on a path."""
         site = self._sources.person_site(path.sites) if path is not None else None
         return self._sources.location(site) if site is not None else None
+
+    def order(self, path: Path | None) -> tuple[int, ...]:
+        """Where a path stands in the source: its lines, outermost first; behind all others without one."""
+        if path is None:
+            return (sys.maxsize,)
+        return tuple(self._sources.line(site) for site in reversed(path.sites))
 
     def frames(self, path: Path) -> tuple[Location, ...]:
         """Every place of the person's code on a path, innermost first."""

@@ -97,7 +97,8 @@ class Report:
         passes: every run of backward, in order; from 512 on only every second, fourth... of them, with the first, the
             last and those that failed.
         pass_count: how many there were.
-        ledger: every line that ran backward, stepped, cleared or clipped gradients, in the order it first ran.
+        ledger: every line that ran backward, stepped, cleared or clipped gradients, in the order of the source; passes
+            in that of their first run.
         findings: what is worth saying about the run, the most severe first.
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
@@ -105,6 +106,7 @@ class Report:
         scale: what the loss was multiplied by for mixed precision, 1.0 for nothing. The rows hold the gradients as they
             flowed, with this factor in them; the table shows them divided by it.
         default_dtype: the dtype that goes without saying.
+        running: the cell still runs: this is what was recorded so far.
         options: how the report is shown.
     """
 
@@ -120,6 +122,7 @@ class Report:
     guest: bool = False
     scale: float = 1.0
     default_dtype: str = "float32"
+    running: bool = False
     options: ReportOptions = field(default_factory=ReportOptions)
 
     def __getitem__(self, name: str) -> TensorRow:
@@ -187,6 +190,7 @@ class Report:
             "guest": self.guest,
             "scale": _plain(self.scale),
             "default_dtype": self.default_dtype,
+            "running": self.running,
             "rows": _plain(self.rows),
         }
 

@@ -7,8 +7,9 @@ import linecache
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from .backward import Ledger, RootChoice, choose_root, is_scalar
 from .diagnosis.facts import NoRoot
 from .ending import Ending
 from .history import History
+from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
 from .places import Path
@@ -59,6 +61,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         *,
         zero_grad: bool = False,
         values: bool = False,
+        live: Callable[[Report], None] | None = None,
         namespace: Mapping[str, Any] | None = None,
         cell: CellSource | None = None,
     ) -> None:
@@ -69,6 +72,9 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
                 that is evaluated after the block.
             zero_grad: clear the ``.grad`` of the leaves used, first.
             values: take statistics of every tensor's own values too, so that the first NaN or infinity is found.
+            live: called with a report of what was recorded so far, after a pass of the block itself, at most twice a
+                second
+                and for a tenth of the time. Of the findings only errors are in it; the others are judged at the end.
             namespace: where names are looked up afterwards; the caller's variables by default.
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
         """
@@ -77,6 +83,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self._backward = backward
         self._zero_grad = zero_grad
         self._values = values
+        self._live = live
         self._namespace = namespace
         self._cell = cell
         self._offered: object = None
@@ -102,6 +109,8 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
         self._state = _Running(recorder, ledger, sources, variables)
+        if self._live is not None:
+            ledger.after_pass = _Live(self._state, self._live).after_pass
         self._state.stance = _eager_stance()
         self._state.optimizers.start()
         recorder.start()
@@ -130,6 +139,28 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             state.release()
         if finish.interrupt is not None:
             raise finish.interrupt
+
+
+class _Live:
+    """Shows what was recorded so far, now and then."""
+
+    def __init__(self, state: _Running, show: Callable[[Report], None]) -> None:
+        self._state = state
+        self._show: Callable[[Report], None] | None = show
+        self._clock = Clock()
+
+    def after_pass(self) -> None:
+        """A pass has run: look, if it is time."""
+        if self._show is None or not self._clock.is_due():
+            return
+        began = self._clock.now()
+        try:
+            finish = _Finish(self._state, "none", self._state.variables.now(), None, None, None)
+            self._show(finish.so_far())
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not stop the cell; what runs on is not shown
+            self._show = None
+            self._state.recorder.fault("live report", fault)
+        self._clock.looked(began)
 
 
 class _Variables:
@@ -223,12 +254,22 @@ class _Finish:
         except KeyboardInterrupt as caught:
             self.interrupt = caught  # goes on to the person once the report is made
         with torch._C.DisableTorchFunction():
-            state = self._state
-            history = History(state.sources.earlier_cells)
-            state.recorder.backlog.settle()
-            state.ledger.book.end_turn()
-            assembler = Assembler(state.recorder, state.ledger, state.optimizers, state.sources, namespace, history)
-            return self._finished(assembler.assemble(self._ending()), namespace)
+            self._state.ledger.book.end_turn()
+            return self._assembled(namespace)
+
+    def so_far(self) -> Report:
+        """What was recorded until now, while the block runs on."""
+        with torch._C.DisableTorchFunction():
+            report = self._assembled(self._look())
+        errors = [finding for finding in report.findings if finding.severity == "error"]
+        return replace(report, findings=errors, running=True)
+
+    def _assembled(self, namespace: Namespace) -> Report:
+        state = self._state
+        history = History(state.sources.earlier_cells)
+        state.recorder.backlog.settle()
+        assembler = Assembler(state.recorder, state.ledger, state.optimizers, state.sources, namespace, history)
+        return self._finished(assembler.assemble(self._ending()), namespace)
 
     def _ending(self) -> Ending:
         return Ending(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from gradmagic.curves import GradSeries
-from gradmagic.records import BackwardPass, Finding, GradStats, InnerStep, Location, TensorRow
+from gradmagic.curves import Curve, GradSeries
+from gradmagic.records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
 from gradmagic.report import Report
 
 CELL = "/tmp/ipykernel_1/123.py"
@@ -219,19 +220,51 @@ def quickstart() -> Report:
     return Report(rows=rows, root=root, root_value=16.0, passes=[run], seconds=8.12e-4, guest=True)
 
 
+def curve(*values: float, total: int = 0) -> Curve:
+    """A number for each time that something ran."""
+    return Curve(array("q", range(len(values))), array("d", values), total or len(values))
+
+
 def gan() -> Report:
-    """Two passes that the cell ran itself."""
+    """Three rounds of a loop with two losses: a column each, and a ledger of what ran."""
+    times, twice = [0, 2, 4], [0, 0, 1, 1, 2, 2]
+    both = series([0.5, 0.04, 0.4, 0.05, 0.3, 0.06], passes=[0, 1, 2, 3, 4, 5], losses=[0, 1] * 3)
+    both = replace(both, steps=array("q", twice), times=array("q", [0] * 6))
+    one = replace(series([0.1, 0.2, 0.12], passes=times), steps=array("q", range(3)))
+    other = replace(one, passes=array("q", [1, 3, 5]), losses=array("q", [1] * 3), norm=array("d", [1.0] * 3))
+    updates = curve(2e-3, 1e-3, 9e-4)
     rows = [
-        row("fake", 8, "linear", module="G.net.2", module_type="Linear", grad=stats(0.12)),
+        row("fake", 8, "linear", module="G.net.2", module_type="Linear", grad=stats(0.12), grads=other, count=3),
         row(None, 9, "detach", kind="constant", expression="fake.detach()", reason="detached"),
-        row("lossD", 11, "add", shape=(), grad=small(1.0)),
-        row("lossG", 18, "binary_cross_entropy", shape=(), grad=small(1.0)),
+        row("D.weight", 10, "parameter", kind="parameter", grad=stats(0.06), grads=both, updates=updates),
+        row("lossD", 11, "add", shape=(), grad=small(1.0), grads=one, count=3),
+        row("lossG", 18, "binary_cross_entropy", shape=(), grad=small(1.0), grads=other, count=3),
     ]
+    names = ("lossD", "lossG") * 3
     passes = [
-        BackwardPass(root="lossD", value=1.386, location=at(12)),
-        BackwardPass(root="lossG", value=0.693, location=at(20)),
+        BackwardPass(root=name, value=1.386, location=at(12 + 8 * (i % 2)), number=i, loss=i % 2, step=i // 2)
+        for i, name in enumerate(names)
     ]
-    return Report(rows=rows, root=rows[3], root_value=0.693, passes=passes, seconds=0.0123)
+    ledger = [
+        LedgerEntry(kind="zero_grad", name="optD.zero_grad()", location=at(9), count=2),
+        LedgerEntry(
+            kind="backward", name="lossD", location=at(12), count=3, values=curve(1.386, 1.2, 0.9), seconds=3e-3
+        ),
+        LedgerEntry(
+            kind="clip",
+            name="torch.nn.utils.clip_grad_norm_(D.parameters(), 0.4)",
+            location=at(13),
+            count=3,
+            values=curve(0.5, 0.4, 0.3),
+            max_norm=0.4,
+            clipped=1,
+        ),
+        LedgerEntry(kind="step", name="optD.step()", location=at(14), count=3, values=updates),
+        LedgerEntry(
+            kind="backward", name="lossG", location=at(20), count=3, values=curve(0.693, 0.7, 0.71), seconds=2e-3
+        ),
+    ]
+    return Report(rows=rows, root=rows[4], root_value=0.693, passes=passes, pass_count=6, ledger=ledger, seconds=0.0123)
 
 
 def nothing_differentiable() -> Report:

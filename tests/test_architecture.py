@@ -35,7 +35,7 @@ LAYERS = (
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},
-    {"tracing"},
+    {"tracing", "live"},
     {"cell", "magic"},
 )
 """A module imports from its own layer and from those above it in this list (and in no circle)."""

@@ -145,7 +145,7 @@ def test_without_styles_it_is_still_a_table_to_read() -> None:
     assert "gradtrace backward from loss = 0.7042 (line 13, run by gradtrace) · 14 tensors" in text
     assert "✖ No gradient reaches encoder.weight, encoder.bias" in text
     assert rows_of(bare)[1] == ["3", "W", "Parameter", "32×64", "0.41", "", "−0.019", "0.022", "0 %", ""]
-    assert rows_of(bare)[9][-1] == "▁▂▂▃▄▄▅▆▇▇██ vanishing"
+    assert rows_of(bare)[9][-1] == "▁▁▂▂▃▃▄▄▅▆▆▇▇███ 5.4e−9→0.21 ×0.7/t vanishing"
 
 
 def test_the_table_names_its_columns() -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -16,6 +17,7 @@ from sample_reports import (
     SAMPLES,
     at,
     constant,
+    curve,
     gan,
     hostile,
     large,
@@ -114,18 +116,48 @@ def test_the_header_names_root_value_line_and_who_ran_it() -> None:
 
 
 def test_the_header_names_every_pass() -> None:
-    """Two passes of the cell, with their lines."""
-    assert render_text(gan(), width=200).startswith(
-        "gradtrace  2 backward passes: lossD = 1.386 (line 12), lossG = 0.693 (line 20) · "
-    )
+    """Two losses of the cell, with their lines, and their values where each ran once."""
+    report = gan()
+    once = [replace(entry, count=1, values=curve(0.693)) for entry in report.losses]
+    text = render_text(replace(report, passes=report.passes[:2], pass_count=2, ledger=once), width=200)
+    assert text.startswith("gradtrace  2 backward passes: lossD = 0.693 (line 12), lossG = 0.693 (line 20) · ")
 
 
 def test_passes_of_a_loop_are_counted() -> None:
     """A training loop does not fill the screen."""
-    runs = [
-        BackwardPass(root=name, value=1.0, location=at(line)) for _ in range(50) for name, line in (("d", 3), ("g", 5))
+    text = render_text(gan(), width=200)
+    assert "6 backward passes: lossD (line 12) ×3, lossG (line 20) ×3 · " in text
+
+
+def test_each_loss_has_a_column_and_each_of_its_rows_says_what_it_gave() -> None:
+    """A dash where a loss never reached; the label beside the sparkline only where both did."""
+    lines = render_text(gan(), width=160).splitlines()
+    header = next(line for line in lines if line.startswith("line  tensor"))
+    assert re.search(r"lossD +lossG", header)
+    weight, fake = (next(line for line in lines if name in line) for name in ("D.weight", "fake ×3"))
+    assert re.search(r"0\.3 +0\.06 .* 9\.0e-4 +lossD █▇▅ 0\.5→0\.3$", weight)
+    assert re.search(r"– +1\.0 .*always 1\.0$", fake)
+
+
+def test_the_ledger_stands_above_the_table_in_the_order_of_the_source() -> None:
+    """What cleared, ran backward, clipped and stepped, how often, with what values."""
+    text = render_text(gan(), width=160)
+    above = text[: text.index("line  tensor")]
+    assert re.findall(r"^line (\d+) +(\w+)", above, re.MULTILINE) == [
+        ("9", "clears"),
+        ("12", "backward"),
+        ("13", "clips"),
+        ("14", "step"),
+        ("20", "backward"),
     ]
-    assert "100 backward passes: d (line 3) ×50, g (line 5) ×50" in render_text(Report(passes=runs), width=200)
+    assert "1.39 → 0.9" in above
+    assert "norm 0.5 → 0.3, 1 of 3 clipped to 0.4" in above
+    assert "update/weight 2.00e-3 → 9.00e-4" in above
+
+
+def test_a_single_pass_needs_no_ledger() -> None:
+    """The header has said it."""
+    assert "line 13  backward" not in render_text(rnn(), width=160)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +217,10 @@ def test_values_that_do_not_fit_give_way_to_minimum_and_maximum() -> None:
 
 
 def test_a_loop_shows_its_count_and_a_sparkline() -> None:
-    """In order of occurrence, although backward delivers the last one first."""
+    """Over time steps, with the first and the last norm and the factor from step to step."""
     text = render_text(rnn(), width=160)
     assert "h ×50" in text
-    assert "▁▂▂▃▄▄▅▆▇▇██ vanishing" in text
+    assert "▁▁▂▂▃▃▄▄▅▆▆▇▇███ 5.4e-9→0.21 ×0.7/t" in text
 
 
 def test_the_count_survives_a_long_expression() -> None:
@@ -418,11 +450,30 @@ def test_bars_are_logarithmic_and_never_invisible() -> None:
     assert log_scale([]).share(1.0) == 1.0
 
 
+def spark(norms: list[float]) -> tuple[int | None, ...]:
+    """A sparkline of at most 12 places and 8 heights."""
+    return sparkline(norms, range(len(norms)), 12, 8)
+
+
 def test_a_sparkline_marks_what_is_not_finite() -> None:
     """Also where it shares its place with others; a loop without gradients has no levels."""
-    assert sparkline([1.0, math.nan, 0.0], 12, 8) == (7, None, 0)
-    assert None in sparkline([1.0] * 50 + [math.inf] + [1.0] * 50, 12, 8)
-    assert sparkline([], 12, 8) == ()
+    assert spark([1.0, math.nan, 0.0]) == (7, None, 0)
+    assert None in spark([1.0] * 50 + [math.inf] + [1.0] * 50)
+    assert spark([]) == ()
+
+
+def test_a_sparkline_is_logarithmic_only_where_the_range_asks_for_it() -> None:
+    """Below a factor of ten it begins at zero, so that what hardly differs looks alike."""
+    assert spark([1.0, 0.9, 0.95]) == (7, 7, 7)
+    assert spark([8.0, 4.0, 2.0]) == (7, 4, 2)
+    assert spark([1e-6, 1e-3, 1.0]) == (0, 4, 7)
+
+
+def test_a_thinned_series_is_drawn_at_its_steps() -> None:
+    """Half the points lie in the last eighth; they take an eighth of the width."""
+    positions = [*range(0, 700, 7), *range(700, 800)]
+    norms = [1.0] * 100 + [100.0] * 100
+    assert sparkline(norms, positions, 16, 8) == (0,) * 14 + (7,) * 2
 
 
 def test_a_single_gradient_has_no_sparkline() -> None:

@@ -7,12 +7,14 @@ from collections import Counter
 from ..records import Finding, TensorRow
 from ..report import Report
 from .header import aside, header
+from .ledger import ledger_views, loss_columns
 from .loss_scale import unscaled
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
 from .rows import Usual, row_view
 from .scale import log_scale
 from .selection import Selection, select
+from .series import legend
 from .view import FindingView, ReportView
 
 
@@ -25,12 +27,17 @@ def build_view(report: Report) -> ReportView:
     sources = Counter(map(_source, report.rows))
     devices = {row.device for row in selection.rows}
     usual = Usual(report.default_dtype, devices.pop() if len(devices) == 1 else None)
+    columns = loss_columns(report)
+    rows = tuple(row_view(row, scale, usual, sources[_source(row)] > 1, columns) for row in selection.rows)
+    closing = _nothing_closing(report) if hidden else _closing(report, selection, legend(rows))
     return ReportView(
         header=header(report),
         aside=aside(report),
         findings=tuple(map(_finding, report.findings)),
-        rows=tuple(row_view(row, scale, usual, sources[_source(row)] > 1) for row in selection.rows),
-        closing=_nothing_closing(report) if hidden else _closing(report, selection),
+        ledger=ledger_views(report),
+        columns=columns,
+        rows=rows,
+        closing=closing,
         inner_steps=report.options.all,
     )
 
@@ -65,8 +72,8 @@ def _nothing_closing(report: Report) -> tuple[Line, ...]:
     return (marked_up(f"{made}, none of them requires grad (`--all` shows them)", "dim"),)
 
 
-def _closing(report: Report, selection: Selection) -> tuple[Line, ...]:
-    lines = []
+def _closing(report: Report, selection: Selection, legend: str) -> tuple[Line, ...]:
+    lines = [legend] if legend else []
     if selection.cut:
         total = len(selection.rows) + selection.cut
         lines.append(f"{selection.cut} more left out (`--rows {total}` shows all {total})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import BackwardPass, Location
+from ..records import BackwardPass, LedgerEntry, Location
 from ..report import Report, Summary
 from .markup import Line, Span, clean, marked_up
 from .numbers import duration, plural, short
@@ -38,26 +38,24 @@ def _backward(report: Report) -> Line:
         return (Span("no backward ran"),)
     if len(report.passes) == 1:
         return _single_pass(report, report.passes[0])
-    return (Span(f"{len(report.passes)} backward passes: "), *_several(report.passes))
+    return (Span(f"{report.pass_count:,} backward passes: "), *_several(report.losses))
 
 
-def _several(passes: Sequence[BackwardPass]) -> Line:
+def _several(losses: Sequence[LedgerEntry]) -> Line:
     """Root, value and place of each; passes that a loop repeats are counted instead."""
-    groups: dict[tuple[str, str], list[BackwardPass]] = {}
-    for run in passes:
-        groups.setdefault((clean(run.root), _place_in_words(run)), []).append(run)
     line: list[Span] = []
-    for (root, place), runs in list(groups.items())[:PASSES_NAMED]:
-        value = runs[0].value if len(runs) == 1 else None
-        times = f" ×{len(runs)}" if len(runs) > 1 else ""
+    for loss in losses[:PASSES_NAMED]:
+        last = loss.values.last
+        value = last.value if loss.count == 1 and last is not None else None
+        times = f" ×{loss.count}" if loss.count > 1 else ""
         line += [
             Span(", " if line else ""),
-            Span(root, "name"),
+            Span(clean(loss.name), "name"),
             Span(_equals(value)),
-            Span(f" ({place}){times}", "dim"),
+            Span(f" ({_place_in_words(loss)}){times}", "dim"),
         ]
-    if len(groups) > PASSES_NAMED:
-        line.append(Span(f" and {len(groups) - PASSES_NAMED} more"))
+    if len(losses) > PASSES_NAMED:
+        line.append(Span(f" and {len(losses) - PASSES_NAMED} more"))
     return tuple(line)
 
 
@@ -65,11 +63,11 @@ def _equals(value: float | None) -> str:
     return "" if value is None else f" = {short(value, digits=4)}"
 
 
-def _place_in_words(run: BackwardPass) -> str:
-    words = [str(run.location) if run.location is not None else f"run by {run.run_by}"]
-    if run.function != "backward":
-        words.append(run.function)
-    if run.error is not None:
+def _place_in_words(loss: LedgerEntry) -> str:
+    words = [str(loss.location) if loss.location is not None else f"run by {loss.run_by}"]
+    if loss.kind != "backward":
+        words.append(loss.kind)
+    if loss.error is not None:
         words.append("failed")
     return clean(", ".join(words))
 
@@ -100,7 +98,7 @@ def _root_location(report: Report) -> Location | None:
 
 def aside(report: Report) -> tuple[Line, ...]:
     """What else to know: other scalars that could have been the root, and whose ``.grad`` this is."""
-    parts = []
+    parts = ["still running"] if report.running else []
     if report.candidates:
         named = ", ".join(f"`{clean(name)}`" for name in report.candidates[:CANDIDATES_NAMED])
         more = len(report.candidates) - CANDIDATES_NAMED

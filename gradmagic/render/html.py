@@ -31,6 +31,7 @@ class Shows:
     range: bool
     values: bool
     note: bool
+    update: bool
 
 
 def render_html(report: Report) -> str:
@@ -49,7 +50,8 @@ def _render(template: str, view: ReportView, **more: str) -> str:
         bar=any(row.grad.bar is not None for row in view.rows),
         range=any(row.grad.low and not row.grad.values for row in view.rows),
         values=any(row.grad.values for row in view.rows),
-        note=any(row.note or row.spark for row in view.rows),
+        note=any(row.note or row.sparks for row in view.rows),
+        update=any(row.update for row in view.rows),
     )
     return _environment().get_template(template).render(view=view, shows=shows, signs=SIGNS, **more)
 

@@ -23,7 +23,23 @@ ASCII_SIGNS: dict[Severity, str] = {"error": "error:", "warning": "warning:", "i
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 ASCII_SPARKS = "_.:-=+*#"
-IN_ASCII = str.maketrans({"×": "x", "·": "-", "−": "-", "…": "~", "‖": "|", "µ": "u", "└": "`", "→": "->", "∂": "d"})
+IN_ASCII = str.maketrans(
+    {
+        "×": "x",
+        "·": "-",
+        "−": "-",
+        "–": "-",
+        "…": "~",
+        "‖": "|",
+        "µ": "u",
+        "└": "`",
+        "→": "->",
+        "↓": "min ",
+        "↑": "max ",
+        "∂": "d",
+        "Δ": "d",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

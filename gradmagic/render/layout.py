@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 
 from .markup import plain
-from .rows import SPARK_WIDTH
-from .view import RowView
+from .view import ColumnView, RowView, Spark
 
-COLUMNS = ("line", "place", "tensor", "op", "shape", "norm", "bar", "figures", "note")
+COLUMNS = ("line", "place", "tensor", "op", "shape", "norm", "bar", "figures", "update", "note")
 GAP = 2
-GIVE_WAY = ("place", "zeros", "range", "op", "shape", "bar", "values")
+GIVE_WAY = ("place", "zeros", "range", "op", "shape", "update", "bar", "values")
 """What is left out as the width shrinks, in this order; line, tensor, norm and note always stay."""
 
 TENSOR_MIN, OP_MIN, SHAPE_MIN, SHAPE_MAX, NOTE_MIN, NOTE_WORD, BAR_MIN = 16, 12, 14, 20, 18, 24, 4
 LINE_MAX, PLACE_MAX = 14, 20
 TENSOR_SHARE, NOTE_SHARE = 0.22, 0.22
 """Shares of the width below which tensor and note are not squeezed to keep another column."""
+
+COLUMN_MAX = 12
+"""Longest name of a loss above its column."""
 
 BAR_GOOD, BAR_BEST, TENSOR_BEST, NOTE_BEST, VALUES_ONLY_MAX = 6, 16, 32, 48, 24
 
@@ -29,7 +31,8 @@ class Widths:
     """Width of each column in terminal cells; 0 leaves the column out.
 
     `figures` is the column that holds the elements, or minimum, maximum and zeros; `low`, `high` and `zeros`
-    are the widths of these three inside it. `place` is where the code stands when it is elsewhere.
+    are the widths of these three inside it. Likewise `norm` and `norms`, where each of several losses has its own.
+    `place` is where the code stands when it is elsewhere.
     """
 
     line: int
@@ -38,11 +41,13 @@ class Widths:
     op: int
     shape: int
     norm: int
+    norms: tuple[int, ...]
     bar: int
     figures: int
     low: int
     high: int
     zeros: int
+    update: int
     note: int
 
     @property
@@ -65,17 +70,20 @@ class Natural:
     shape: int
     shape_and_extra: int
     norm: int
+    norms: tuple[int, ...]
     bar: bool
     low: int
     high: int
     zeros: int
     values: int
+    update: int
     note: int
     note_word: int
 
 
-def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
-    """Measures the rows; `inner` counts their inner steps too."""
+def natural(rows: tuple[RowView, ...], inner: bool, columns: Sequence[ColumnView] = ()) -> Natural:
+    """Measures the rows; `inner` counts their inner steps too, `columns` are the losses where there are several."""
+    norms = tuple(_norms(rows, index, column) for index, column in enumerate(columns))
     steps = [step for row in rows for step in row.inner] if inner else []
     values = [cell_len(row.grad.values) for row in rows]
     labels = [_label(row) for row in rows]
@@ -88,12 +96,16 @@ def natural(rows: tuple[RowView, ...], inner: bool) -> Natural:
         op=_widest("made by", (row.op for row in rows)),
         shape=_widest("shape", (*(row.shape for row in rows), *(step.shape for step in steps))),
         shape_and_extra=_widest("shape", (f"{row.shape} {row.extra}".strip() for row in rows)),
-        norm=_widest("‖grad‖", (*(row.grad.norm for row in rows), *(step.norm for step in steps))),
+        norm=sum(norms) + GAP * (len(norms) - 1)
+        if norms
+        else _widest("‖grad‖", (*(row.grad.norm for row in rows), *(step.norm for step in steps))),
+        norms=norms,
         bar=any(row.grad.bar is not None for row in rows),
         low=_widest("min", (row.grad.low for row in rows)) if has_range else 0,
         high=_widest("max", (row.grad.high for row in rows)),
         zeros=_widest("zeros", (row.grad.zeros for row in rows)),
         values=max(values, default=0),
+        update=_widest("‖Δw‖/‖w‖", (row.update for row in rows)) if any(row.update for row in rows) else 0,
         note=max((_note(row) for row in rows), default=0),
         note_word=max((2 + cell_len(word) for row in rows for word in plain(row.note).split()), default=0),
     )
@@ -122,11 +134,13 @@ def _narrowest(wish: Natural, parts: frozenset[str], width: int) -> Widths:
         op=min(wish.op, OP_MIN) if "op" in parts else 0,
         shape=shape if "shape" in parts else 0,
         norm=wish.norm,
+        norms=wish.norms,
         bar=BAR_MIN if "bar" in parts and wish.bar else 0,
         figures=figures or (max(wish.values, len("values")) if values_only else 0),
         low=low,
         high=high,
         zeros=zeros,
+        update=wish.update if "update" in parts else 0,
         note=min(wish.note, note),
     )
 
@@ -166,5 +180,14 @@ def _label_and_beside(row: RowView) -> int:
 
 def _note(row: RowView) -> int:
     ticks = 2 * sum(span.style == "code" for span in row.note)
-    note = cell_len(plain(row.note)) + ticks
-    return note + (min(SPARK_WIDTH, len(row.spark.levels)) + (1 if note else 0) if row.spark else 0)
+    return max([cell_len(plain(row.note)) + ticks, *(_spark(spark) for spark in row.sparks)])
+
+
+def _spark(spark: Spark) -> int:
+    label = cell_len(spark.label) + 1 if spark.label else 0
+    return label + len(spark.levels) + 1 + cell_len(spark.words)
+
+
+def _norms(rows: Sequence[RowView], index: int, column: ColumnView) -> int:
+    found = (row.grad.norms[index] for row in rows if row.grad.norms)
+    return _widest(column.name[:COLUMN_MAX], found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 from ..records import GradStats, TensorRow
@@ -18,7 +19,14 @@ def unscaled(report: Report) -> Report:
 
 def _row(row: TensorRow, scale: float) -> TensorRow:
     inner = tuple(replace(step, grad=_stats(step.grad, scale) if step.grad else None) for step in row.inner)
-    return replace(row, grad=_stats(row.grad, scale) if row.grad else None, inner=inner)
+    whole = row.grads
+    divided = (_divided(numbers, scale) for numbers in (whole.norm, whole.min, whole.max))
+    grads = replace(whole, **dict(zip(("norm", "min", "max"), divided, strict=True)))  # type: ignore[arg-type]  # floats
+    return replace(row, grad=_stats(row.grad, scale) if row.grad else None, grads=grads, inner=inner)
+
+
+def _divided(numbers: array[float], scale: float) -> array[float]:
+    return array("d", [number / scale for number in numbers])
 
 
 def _stats(grad: GradStats, scale: float) -> GradStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..records import GradStats, InnerStep, TensorRow
@@ -10,11 +11,9 @@ from ..report import is_surprise
 from .markup import Line, Span, clean, marked_up
 from .numbers import percent, plural, shape_text, short, values
 from .phrases import remark
-from .scale import LogScale, drawable, sparkline
-from .view import GradView, InnerView, RowView, Spark
-
-SPARK_WIDTH = 12
-SPARK_LEVELS = 8
+from .scale import LogScale, drawable
+from .series import gradient_spark
+from .view import ColumnView, GradView, InnerView, RowView, Spark
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,9 @@ class Usual:
     device: str | None
 
 
-def row_view(row: TensorRow, scale: LogScale, usual: Usual, shared: bool) -> RowView:
+def row_view(
+    row: TensorRow, scale: LogScale, usual: Usual, shared: bool, columns: Sequence[ColumnView] = ()
+) -> RowView:
     """One row; `scale` spans the norms of all rows shown, `shared` says that others have its source."""
     label, beside, path = _label(row, shared)
     line, place = _where(row)
@@ -40,8 +41,9 @@ def row_view(row: TensorRow, scale: LogScale, usual: Usual, shared: bool) -> Row
         op=clean(row.op),
         shape=shape_text(row.shape),
         extra=_extra(row, usual),
-        grad=_grad(row, scale),
-        spark=_spark(row),
+        grad=_grad(row, scale, _norms(row, columns)),
+        sparks=_sparks(row, columns),
+        update=short(row.updates.values[-1], digits=2) if len(row.updates) else "",
         note=_note(row),
         inner=tuple(map(_inner, row.inner)),
     )
@@ -77,18 +79,19 @@ def _extra(row: TensorRow, usual: Usual) -> str:
     return clean(" ".join(words))
 
 
-def _grad(row: TensorRow, scale: LogScale) -> GradView:
+def _grad(row: TensorRow, scale: LogScale, norms: tuple[str, ...]) -> GradView:
     grad = row.grad
     if grad is None:
         return GradView(style="error" if is_surprise(row) else "dim")
     return GradView(
         norm=short(grad.norm),
         style="plain" if math.isfinite(grad.norm) else "error",
-        bar=scale.share(grad.norm) if drawable(grad.norm) else None,
+        bar=scale.share(grad.norm) if drawable(grad.norm) and not norms else None,
         values=values(grad.values, row.shape) if grad.values is not None else "",
         low=_extreme(grad.min, grad),
         high=_extreme(grad.max, grad),
         zeros=percent(grad.zero_fraction) if grad.numel else "",
+        norms=norms,
     )
 
 
@@ -96,12 +99,19 @@ def _extreme(value: float, grad: GradStats) -> str:
     return "" if math.isnan(value) and not grad.nan_count else short(value)
 
 
-def _spark(row: TensorRow) -> Spark | None:
-    if row.count < 2 or len(row.grads) < 2:
-        return None
-    norms = list(row.grads.norm)
-    title = f"norms of {len(norms)} gradients, first {short(norms[0])}, last {short(norms[-1])}"
-    return Spark(sparkline(norms, SPARK_WIDTH, SPARK_LEVELS), title)
+def _norms(row: TensorRow, columns: Sequence[ColumnView]) -> tuple[str, ...]:
+    """The last norm of each loss; empty for one that never reached the row."""
+    lasts = [row.grads.of(column.loss).last for column in columns]
+    return tuple(short(last.norm) if last is not None else "" for last in lasts)
+
+
+def _sparks(row: TensorRow, columns: Sequence[ColumnView]) -> tuple[Spark, ...]:
+    if not columns:
+        found = [gradient_spark(row.grads)]
+    else:
+        several = len(set(row.grads.losses)) > 1
+        found = [gradient_spark(row.grads.of(column.loss), column.name if several else "") for column in columns]
+    return tuple(spark for spark in found if spark is not None)
 
 
 def _note(row: TensorRow) -> Line:

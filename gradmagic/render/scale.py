@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 SHORTEST = 0.05
@@ -38,26 +37,38 @@ def drawable(norm: float) -> bool:
     return math.isfinite(norm) and norm > 0
 
 
-def sparkline(norms: Sequence[float], width: int, levels: int) -> tuple[int | None, ...]:
+def sparkline(norms: Sequence[float], positions: Sequence[int], width: int, levels: int) -> tuple[int | None, ...]:
     """Heights 0 to ``levels - 1`` of the norms, at most `width` of them; None marks a NaN or inf.
 
-    Where several norms share a place, the largest is drawn, and one that is not finite wins over all.
+    The scale is logarithmic where they span a factor of ten or more, else it begins at zero. Where several norms share
+    a place, the largest is drawn, and one that is not finite wins over all. `positions` are ascending.
     """
     scale = log_scale(norms)
-    return tuple(_level(max(group, key=_finite_last), scale, levels) for group in _groups(norms, width))
+    share = scale.share if scale.high - scale.low >= DECADES else _linear(norms)
+    groups = _groups(norms, positions, width)
+    return tuple(_level(max(group, key=_finite_last), share, levels) for group in groups)
+
+
+def _linear(norms: Sequence[float]) -> Callable[[float], float]:
+    largest = max((norm for norm in norms if drawable(norm)), default=1.0)
+    return lambda norm: norm / largest
 
 
 def _finite_last(norm: float) -> float:
     return norm if math.isfinite(norm) else math.inf
 
 
-def _groups(norms: Sequence[float], width: int) -> list[Sequence[float]]:
-    count = min(len(norms), width)
-    edges = [round(i * len(norms) / count) for i in range(count + 1)] if count else []
-    return [norms[start:stop] for start, stop in itertools.pairwise(edges)]
+def _groups(norms: Sequence[float], positions: Sequence[int], width: int) -> list[Sequence[float]]:
+    if len(norms) <= width:
+        return [[norm] for norm in norms]
+    span = positions[-1] - positions[0] + 1
+    groups: list[list[float]] = [[] for _ in range(width)]
+    for norm, position in zip(norms, positions, strict=True):
+        groups[(position - positions[0]) * width // span].append(norm)
+    return [group for group in groups if group]
 
 
-def _level(norm: float, scale: LogScale, levels: int) -> int | None:
+def _level(norm: float, share: Callable[[float], float], levels: int) -> int | None:
     if not math.isfinite(norm):
         return None
-    return min(int(scale.share(norm) * levels), levels - 1) if norm > 0 else 0
+    return min(int(share(norm) * levels), levels - 1) if norm > 0 else 0

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .ink import Ink
-from .layout import COLUMNS, GAP, Widths, fit, natural
-from .view import InnerView, ReportView, RowView
+from .layout import COLUMN_MAX, COLUMNS, GAP, Widths, fit, natural
+from .view import InnerView, ReportView, RowView, Spark
 
 RULE = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -24,6 +24,7 @@ HEADERS = {
     "shape": "shape",
     "norm": "‖grad‖",
     "bar": "",
+    "update": "‖Δw‖/‖w‖",
 }
 
 
@@ -32,10 +33,10 @@ def table(view: ReportView, width: int, ink: Ink) -> Table:
 
     For rich it has two columns, the note, which wraps, and all the others in one: a third of the time.
     """
-    widths = fit(natural(view.rows, view.inner_steps), width)
+    widths = fit(natural(view.rows, view.inner_steps, view.columns), width)
     columns = [name for name in COLUMNS if getattr(widths, name) and name != "note"]
     drawn = Table(box=ASCII_RULE if ink.ascii_only else RULE, padding=0, pad_edge=False, show_edge=False)
-    drawn.add_column(_joined(columns, [_header(name, widths, ink) for name in columns], widths), no_wrap=True)
+    drawn.add_column(_joined(columns, [_header(name, view, widths, ink) for name in columns], widths), no_wrap=True)
     if widths.note:
         drawn.add_column(ink.text(" note", "strong"), width=widths.note + 1, overflow="fold")
     for row in view.rows:
@@ -46,7 +47,9 @@ def table(view: ReportView, width: int, ink: Ink) -> Table:
     return drawn
 
 
-def _header(name: str, widths: Widths, ink: Ink) -> Text:
+def _header(name: str, view: ReportView, widths: Widths, ink: Ink) -> Text:
+    if name == "norm" and view.columns:
+        return ink.text(_side_by_side([column.name[:COLUMN_MAX] for column in view.columns], widths), "strong")
     return ink.text(_figures_header(widths) if name == "figures" else HEADERS[name], "strong")
 
 
@@ -62,6 +65,17 @@ def _joined(columns: list[str], cells: list[Text], widths: Widths) -> Text:
     return joined
 
 
+def _norm(row: RowView, widths: Widths, ink: Ink) -> Text:
+    if row.grad.norms:
+        return ink.text(_side_by_side([norm or "–" for norm in row.grad.norms], widths))
+    return ink.text(row.grad.norm, row.grad.style)
+
+
+def _side_by_side(norms: list[str], widths: Widths) -> str:
+    """The norms of several losses, each below the name of its loss."""
+    return (" " * GAP).join(norm.rjust(width) for norm, width in zip(norms, widths.norms, strict=True))
+
+
 def _figures_header(widths: Widths) -> str:
     return _figures(widths, "min", "max", "zeros") if widths.low else "values".rjust(widths.figures)
 
@@ -73,7 +87,7 @@ def _figures(widths: Widths, low: str, high: str, zeros: str) -> str:
     return (" " * GAP).join(parts).rjust(widths.figures)
 
 
-def _cell(name: str, row: RowView, widths: Widths, ink: Ink) -> Text:
+def _cell(name: str, row: RowView, widths: Widths, ink: Ink) -> Text:  # noqa: PLR0911 - one for each column
     if name == "line":
         return ink.shortened(row.line or row.place, "dim", widths.line)
     if name == "place":
@@ -85,7 +99,9 @@ def _cell(name: str, row: RowView, widths: Widths, ink: Ink) -> Text:
     if name == "shape":
         return _shape(row, widths.shape, ink)
     if name == "norm":
-        return ink.text(row.grad.norm, row.grad.style)
+        return _norm(row, widths, ink)
+    if name == "update":
+        return ink.text(row.update.rjust(widths.update))
     if name == "bar":
         return ink.bar(row.grad.bar, widths.bar)
     return _figures_cell(row, widths, ink)
@@ -122,11 +138,17 @@ def _figures_cell(row: RowView, widths: Widths, ink: Ink) -> Text:
 
 
 def _note(row: RowView, ink: Ink) -> Text:
-    note = ink.line(row.note)
-    if row.spark is None:
-        return note
-    spark = ink.spark(row.spark.levels)
-    return spark.append(" ").append_text(note) if note else spark
+    parts = [_spark(spark, ink) for spark in row.sparks]
+    if row.note:
+        parts.append(ink.line(row.note))
+    return Text("\n").join(parts)
+
+
+def _spark(spark: Spark, ink: Ink) -> Text:
+    drawn = ink.text(f"{spark.label} ") if spark.label else Text()
+    if spark.levels:
+        drawn.append_text(ink.spark(spark.levels)).append(" ")
+    return drawn.append_text(ink.text(spark.words, "dim"))
 
 
 def _inner_cell(name: str, step: InnerView, widths: Widths, ink: Ink) -> Text:

@@ -15,7 +15,7 @@ from .build import build_view
 from .ink import Ink
 from .markup import Line, Span
 from .terminal_table import table
-from .view import FindingView, ReportView
+from .view import FindingView, LedgerView, ReportView
 
 NARROWEST, WIDEST = 60, 200
 
@@ -57,6 +57,8 @@ def _content(view: ReportView, width: int, ink: Ink) -> Group:
         *_packed(view.aside, width, ink),
     ]
     parts += [_finding(finding, ink) for finding in view.findings]
+    if view.ledger:
+        parts += [Text(), _ledger(view.ledger, width, ink)]
     if view.rows:
         parts += [Text(), table(view, width, ink)]
     parts += [ink.line(line) for line in view.closing]
@@ -73,6 +75,23 @@ def _packed(parts: Sequence[Line], width: int, ink: Ink) -> list[Text]:
         else:
             lines.append(Text("  ") + part if lines else part)
     return lines
+
+
+def _ledger(entries: Sequence[LedgerView], width: int, ink: Ink) -> Table:
+    """Where, what, how often and with what values; what does not fit is folded in the last column."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(2):
+        grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, max_width=width // 3)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for entry in entries:
+        numbers = ink.spark(entry.spark).append(" ") if entry.spark else Text()
+        numbers.append_text(ink.text(entry.numbers))
+        place, does = ink.text(entry.where, "dim"), ink.text(entry.does, "dim")
+        what = ink.shortened(entry.what.text, entry.what.style, width // 3)
+        grid.add_row(place, does, what, ink.text(entry.times, "dim"), numbers)
+    return grid
 
 
 def _finding(finding: FindingView, ink: Ink) -> Table:

@@ -37,6 +37,7 @@ class GradView:
         bar: length of the bar, 0.0 to 1.0, or None for no bar.
         values: the elements when they are few, else empty.
         low, high, zeros: minimum, maximum and share of zeros; empty where there are none.
+        norms: the norm of each loss' gradient, where there are several losses; empty for one that gave none.
     """
 
     norm: str = "None"
@@ -46,14 +47,56 @@ class GradView:
     low: str = ""
     high: str = ""
     zeros: str = ""
+    norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Spark:
-    """The norms of a row's occurrences: heights 0 to 7 (None: not finite), and in words what they span."""
+    """What happened again and again: heights 0 to 7 (None: not finite), and in words what they span.
+
+    Attributes:
+        levels: the heights.
+        title: for a tooltip.
+        label: the loss, where there are several; else empty.
+        words: index and value of the first and the last, and of the extremes.
+    """
 
     levels: tuple[int | None, ...]
     title: str
+    label: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnView:
+    """A column of norms, of the gradients of one loss: its index, what it is called, and which line runs it."""
+
+    loss: int
+    name: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerView:
+    """One line of the ledger.
+
+    Attributes:
+        where: the line, in words.
+        what: the root, or the code that ran.
+        does: ``backward``, ``step``, ``clips``...
+        times: ``×500``, or empty.
+        spark: heights of its values; empty for fewer than two.
+        numbers: its values in words.
+        seconds: wall time of passes, or empty.
+    """
+
+    where: str
+    what: Span
+    does: str
+    times: str
+    spark: tuple[int | None, ...]
+    numbers: str
+    seconds: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +110,8 @@ class RowView:
         times: ``×50`` for a row that occurred more than once, else empty.
         title: expression and class of the autograd node, for a tooltip.
         shape, extra: the shape, and dtype and device where they are worth a word.
+        sparks: what its gradients were like over time, for each loss.
+        update: ``||update|| / ||weight||`` of the last optimizer step, or empty.
         note: the remark; dim when nobody is surprised.
     """
 
@@ -81,7 +126,8 @@ class RowView:
     shape: str
     extra: str
     grad: GradView
-    spark: Spark | None = None
+    sparks: tuple[Spark, ...] = ()
+    update: str = ""
     note: Line = ()
     inner: tuple[InnerView, ...] = ()
 
@@ -94,6 +140,8 @@ class ReportView:
         header: parts of one sentence: root, passes, counts, time.
         aside: what else to know about the run, in parts; may be empty.
         findings: in words, the most severe first.
+        ledger: what ran backward, stepped, cleared and clipped; empty where the header says it all.
+        columns: the losses, where there are several; each has a column of norms in place of the only one.
         rows: the table; empty when there is none to draw.
         closing: lines below the table.
         inner_steps: draw the inner steps of the rows as well.
@@ -102,6 +150,8 @@ class ReportView:
     header: tuple[Line, ...]
     aside: tuple[Line, ...]
     findings: tuple[FindingView, ...]
+    ledger: tuple[LedgerView, ...]
+    columns: tuple[ColumnView, ...]
     rows: tuple[RowView, ...]
     closing: tuple[Line, ...]
     inner_steps: bool
