@@ -186,10 +186,11 @@ class Naming:
         return self._sources.location(site) if site is not None else None
 
     def order(self, path: Path | None) -> tuple[int, ...]:
-        """Where a path stands in the source: its lines, outermost first; behind all others without one."""
+        """Where a path stands in the source: lines and columns, outermost first; behind all others without one."""
         if path is None:
             return (sys.maxsize,)
-        return tuple(self._sources.line(site) for site in reversed(path.sites))
+        spans = (self._sources.span(site) for site in reversed(path.sites))
+        return tuple(number for line, _, column, _ in spans for number in (line or 0, column or 0))
 
     def frames(self, path: Path) -> tuple[Location, ...]:
         """Every place of the person's code on a path, innermost first."""

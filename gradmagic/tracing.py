@@ -73,8 +73,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             zero_grad: clear the ``.grad`` of the leaves used, first.
             values: take statistics of every tensor's own values too, so that the first NaN or infinity is found.
             live: called with a report of what was recorded so far, after a pass of the block itself, at most twice a
-                second
-                and for a tenth of the time. Of the findings only errors are in it; the others are judged at the end.
+                second and for a tenth of the time. Of the findings it has only the errors; the rest is judged last.
             namespace: where names are looked up afterwards; the caller's variables by default.
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
         """
