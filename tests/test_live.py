@@ -179,7 +179,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 def test_in_a_terminal_the_table_is_drawn_over_itself_and_what_is_printed_stands_above(terminal: Terminal) -> None:
     """The cursor goes up and lines are erased; at the end one table is left, and stdout is what it was."""
     terminal.run("before = sys.stdout")
-    terminal.child.send("%%gradtrace --live" + LOOP.format(then="if step % 10 == 0: print('step', step)") + "\n\n\n")
+    terminal.child.send(
+        "%%gradtrace --live" + LOOP.format(then="if step % 10 == 0: print('step', step)").rstrip() + "\n\n\n"
+    )
     terminal.child.expect(re.compile(r"In \[\d+\]: $"))
     raw = terminal.child.before
     assert "still running" in raw
@@ -195,7 +197,7 @@ def test_in_a_terminal_the_table_is_drawn_over_itself_and_what_is_printed_stands
 @pytest.mark.slow
 def test_an_interrupt_in_a_terminal_keeps_what_was_recorded(terminal: Terminal) -> None:
     """Ctrl-C: the traceback, the report of the passes until then, and a prompt."""
-    terminal.child.send("%%gradtrace --live" + LOOP.format(then="pass").replace("40", "4000") + "\n\n\n")
+    terminal.child.send("%%gradtrace --live" + LOOP.format(then="pass").replace("40", "4000").rstrip() + "\n\n\n")
     terminal.child.expect("still running")
     time.sleep(0.7)
     terminal.child.sendintr()
