@@ -1,8 +1,8 @@
 """What happened again and again, as numbers: frozen arrays, and the growing ones they are made from.
 
-All are bounded. From `POINTS` on they are thinned to at most half of that: what is left is evenly spaced, with the
-first point, the last, the smallest, the largest and the first that is not finite always among them; what comes after
-is kept whole until the next time. No torch here.
+All are bounded. From `POINTS` on they are thinned to about half of that: what is left is evenly spaced, with the first
+point, the last, the smallest, the largest and the first that is not finite always among them; what comes after is kept
+whole until the next time. No torch here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 POINTS = 2_000
 """So many points are kept at most; a point takes 16 bytes in a curve, 64 in a growing series, 80 in a frozen one."""
+_ENOUGH = POINTS // 2 + 16
+"""So many are left when a series is thinned: an even share, and room for the landmarks."""
 _FEW_PASSES = 16
 """With fewer passes than this it is the occurrences within them that are thinned."""
 
@@ -264,12 +266,13 @@ class GrowingCurve:
         return Curve(self._steps[:], self._values[:], self.total)
 
     def _thin(self) -> None:
-        landmarks = _landmarks(self._values)
-        while len(self._values) > POINTS // 2:
-            self._stride *= 2
-            kept = [i for i, step in enumerate(self._steps) if step % self._stride == 0 or i in landmarks]
-            landmarks = {new for new, old in enumerate(kept) if old in landmarks}
+        landmarks = {self._steps[index] for index in _landmarks(self._values)}
+        while True:
+            kept = [i for i, step in enumerate(self._steps) if step % self._stride == 0 or step in landmarks]
             self._steps, self._values = _at(self._steps, kept), _at(self._values, kept)
+            if len(kept) <= _ENOUGH:
+                return
+            self._stride *= 2
 
 
 class _Statistics(Protocol):
@@ -319,30 +322,37 @@ class GrowingSeries:
 
     def _thin(self) -> None:
         """Whole passes go first; where there are few, occurrences within them."""
-        while len(self._norm) > POINTS // 2:
-            groups = list(_runs(self._arrays["passes"]))
-            if len(groups) >= _FEW_PASSES:
+        self._keep(self._kept_passes())
+        self._keep(self._kept_occurrences())
+        while len(self._norm) > _ENOUGH:
+            if len(list(self._groups())) >= _FEW_PASSES:
                 self._pass_stride *= 2
-                kept = self._kept_passes(groups)
+                self._keep(self._kept_passes())
             else:
                 self._stride *= 2
-                kept = self._kept_occurrences(groups)
+                self._keep(self._kept_occurrences())
+
+    def _keep(self, kept: Sequence[int]) -> None:
+        if len(kept) < len(self._norm):
             self._arrays = {name: _at(values, kept) for name, values in self._arrays.items()}
             self._norm = self._arrays["norm"]
 
-    def _kept_passes(self, groups: Sequence[range]) -> list[int]:
+    def _groups(self) -> Iterator[range]:
+        return _runs(self._arrays["passes"])
+
+    def _kept_passes(self) -> list[int]:
         landmarks = _landmarks(self._norm)
         steps = self._arrays["steps"]
         kept: list[int] = []
-        for group in groups:
+        for group in self._groups():
             if steps[group.start] % self._pass_stride == 0 or any(index in landmarks for index in group):
                 kept.extend(group)
         return kept
 
-    def _kept_occurrences(self, groups: Sequence[range]) -> list[int]:
+    def _kept_occurrences(self) -> list[int]:
         occurrences = self._arrays["occurrences"]
-        kept = []
-        for group in groups:
+        kept: list[int] = []
+        for group in self._groups():
             landmarks = _landmarks(self._norm[group.start : group.stop])
             kept += [i for i in group if occurrences[i] % self._stride == 0 or i - group.start in landmarks]
         return kept

@@ -22,12 +22,17 @@ class ModuleMark:
 class _Outer:
     """An outermost module, with the call that ran it first."""
 
-    __slots__ = ("call", "paths", "ref", "type_name")
+    __slots__ = ("call", "key", "paths", "ref", "type_name")
 
     def __init__(self, module: Any, call: tuple[Site, ...]) -> None:
-        self.ref = weakref.ref(module)
         self.call = call
         self.type_name = type(module).__name__
+        self.become(module)
+
+    def become(self, module: Any) -> None:
+        """The module that was here is gone, and this one is called in its place."""
+        self.ref = weakref.ref(module)
+        self.key = id(module)
         self.paths: dict[int, str] = {}
 
     def path_of(self, module: Any) -> str | None:
@@ -54,6 +59,7 @@ class ModuleRegistry:
     def __init__(self) -> None:
         self._outers: list[_Outer] = []
         self._index: dict[int, int] = {}
+        self._called: dict[tuple[str, tuple[Site, ...]], list[int]] = {}
 
     def see(self, running: list[tuple[Any, int]], sites: tuple[Site, ...]) -> ModuleMark | None:
         """Note the running modules, innermost first, each with the index of its call in `sites`."""
@@ -70,9 +76,20 @@ class ModuleRegistry:
     def _outer(self, module: Any, call: tuple[Site, ...]) -> int:
         index = self._index.get(id(module))
         if index is None or self._outers[index].ref() is not module:
-            index = self._index[id(module)] = len(self._outers)
-            self._outers.append(_Outer(module, call))
+            index = self._index[id(module)] = self._take_place(module, call)
         return index
+
+    def _take_place(self, module: Any, call: tuple[Site, ...]) -> int:
+        """A module that a loop makes anew each round (``nn.MSELoss()(out, y)``) is that of the round before."""
+        called = self._called.setdefault((type(module).__name__, call), [])
+        gone = next((index for index in called if self._outers[index].ref() is None), None)
+        if gone is None:
+            called.append(len(self._outers))
+            self._outers.append(_Outer(module, call))
+            return called[-1]
+        self._index.pop(self._outers[gone].key, None)
+        self._outers[gone].become(module)
+        return gone
 
     def in_eval_mode(self) -> list[int]:
         """``id`` of each outermost module that is in eval mode now."""

@@ -259,7 +259,7 @@ class Observer:
         row_of = self._rows_of_leaves
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = [parameter for parameter in held if id(parameter) not in row_of]
-        rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
+        rates = [_rate(group.get("lr")) for group in optimizer.param_groups]
         return OptimizerFacts(
             name=name,
             type_name=type(optimizer).__name__,
@@ -374,6 +374,11 @@ def _affected_by_eval(name: str, module: Any) -> Iterator[tuple[str, str]]:
         batch_norm = "BatchNorm" in kind and getattr(layer, "track_running_stats", False)
         if dropout or batch_norm:
             yield f"{name}.{path}" if path else name, kind
+
+
+def _rate(value: Any) -> float:
+    """A learning rate as a number; 0 for what is none."""
+    return float(value) if isinstance(value, (int, float, Tensor)) else 0.0
 
 
 def _text(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,8 @@ class StepLine:
     """The steps of one optimizer at one line.
 
     Attributes:
-        optimizer: ``id`` of the optimizer.
+        optimizer: ``id`` of the optimizer; of the last one, where a loop makes it anew each round.
+        ref: the optimizer, weakly.
         type_name: its class.
         path: where it steps.
         clock: when it stepped first, by the recorder's clock.
@@ -42,6 +44,7 @@ class StepLine:
     """
 
     optimizer: int
+    ref: weakref.ref[Any]
     type_name: str
     path: Path
     clock: int
@@ -90,7 +93,7 @@ class OptimizerWatch:
         self._recorder = recorder
         self._book = book
         self._handles: list[Any] = []
-        self._by_key: dict[tuple[int, int], StepLine] = {}
+        self._by_path: dict[int, list[StepLine]] = {}
         self._running: dict[int, _Running] = {}
         self._by_hand: dict[int, int] = {}
         self._evaluating: set[int] = set()
@@ -144,10 +147,17 @@ class OptimizerWatch:
             self._recorder.rest()
 
     def _line(self, optimizer: Any, path: Path) -> StepLine | None:
-        key = (id(optimizer), id(path))
-        line = self._by_key.get(key)
+        lines = self._by_path.setdefault(id(path), [])
+        line = next((each for each in lines if each.ref() is optimizer), None)
+        if line is None:
+            line = next((each for each in lines if each.ref() is None), None)
+            if line is not None:
+                line.optimizer, line.ref = id(optimizer), weakref.ref(optimizer)
         if line is None and len(self.lines) < _KEPT:
-            line = self._by_key[key] = StepLine(*key[:1], type(optimizer).__name__, path, self._recorder.tick())
+            line = StepLine(
+                id(optimizer), weakref.ref(optimizer), type(optimizer).__name__, path, self._recorder.tick()
+            )
+            lines.append(line)
             self.lines.append(line)
         return line
 

@@ -187,7 +187,8 @@ class PassLog:
         return self.kept[-1] if self.kept else None
 
     def _thin(self) -> None:
-        self._stride *= 2
+        if self.count > self._stride * KEPT // 2:
+            self._stride *= 2
         sick = next((done for done in self.kept if done.is_sick), None)
         failed = [done for done in self.kept if done.error is not None][-8:]
         special = {0, self.count - 1, *(done.number for done in failed), sick.number if sick is not None else 0}

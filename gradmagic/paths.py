@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
 
-from .modules import ModuleRegistry
+from .modules import ModuleMark, ModuleRegistry
 from .places import Path
 from .sources import Site
 
@@ -20,8 +20,8 @@ _CLIPPING = frozenset(
     inspect.unwrap(function).__code__
     for function in (clip_grad_norm_, clip_grad_value_)  # both wear a decorator
 )
-_REMEMBERED = 20_000
-"""So many applications of custom Functions are remembered at most."""
+_REMEMBERED = 8_192
+"""So many ways through frames, and so many applications of custom Functions, are remembered at most."""
 
 
 class Paths:
@@ -37,12 +37,14 @@ class Paths:
         self._boundary = boundary
         self._modules = modules
         self._known: dict[tuple[int, ...], Path] = {}
+        self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
 
     def release(self) -> None:
         """Let go of the boundary frame and of everything known."""
         self._boundary = None
         self._known.clear()
+        self._interned.clear()
         self._applies.clear()
 
     def here(self, depth: int) -> Path:
@@ -64,6 +66,8 @@ class Paths:
         key = tuple(dict.fromkeys(steps))  # recursion is one place, not one per depth
         path = self._known.get(key)
         if path is None:
+            if len(self._known) > _REMEMBERED:
+                self._known.clear()
             path = self._known[key] = self._new(start)
         return path
 
@@ -82,7 +86,10 @@ class Paths:
             sites.append(site)
             frame = frame.f_back
         found = tuple(sites)
-        path = Path(found, self._modules.see(modules, found), function_apply, clip)
+        mark = self._modules.see(modules, found)
+        if (found, mark) in self._interned:
+            return self._interned[found, mark]
+        path = self._interned[found, mark] = Path(found, mark, function_apply, clip)
         if function_apply is not None:
             outside = [running for running in modules if running[1] > function_apply]
             path.outer_module = self._modules.see(outside, found)
@@ -90,14 +97,21 @@ class Paths:
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
-        outer = path.sites[(path.function_apply or 0) + 1 :]
-        key = tuple(id(site.code) + site.lasti for site in outer)
-        if key not in self._known:
-            self._known[key] = Path(outer, path.outer_module, None)
+        outer = self._beyond(path, path.function_apply or 0, path.outer_module)
         if len(self._applies) > _REMEMBERED:
             self._applies.clear()
-        self._applies[torch._C._autograd._get_sequence_nr() - 1] = self._known[key]
-        return self._known[key]
+        self._applies[torch._C._autograd._get_sequence_nr() - 1] = outer
+        return outer
+
+    def outside_clipping(self, path: Path) -> Path:
+        """Where a function that clips gradients was called."""
+        return self._beyond(path, path.clip or 0, path.module)
+
+    def _beyond(self, path: Path, index: int, module: ModuleMark | None) -> Path:
+        sites = path.sites[index + 1 :]
+        if (sites, module) not in self._interned:
+            self._interned[sites, module] = Path(sites, module)
+        return self._interned[sites, module]
 
     def applied(self, node: Any) -> Path | None:
         """Where the custom Function behind an autograd node was applied, as far as that was seen."""

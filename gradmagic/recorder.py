@@ -122,6 +122,7 @@ class Recorder(TorchFunctionMode):
         self._variables = variables
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
+        self._leaves: dict[tuple[int, tuple[int, int]], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
         self._calls = Calls()
         self._resting = False
@@ -310,9 +311,9 @@ class Recorder(TorchFunctionMode):
         entry = self.entry(args[0]) if args and isinstance(args[0], Tensor) else None
         stacked = entry is not None and entry.place is not None and entry.place.op == "stack"
         if name.endswith("vector_norm") and stacked and "max_norm" in frame.f_locals:
-            self.watcher.clipped_norm(result, frame.f_locals["max_norm"], path)
-        elif "clamp" in name and "clip_value" in frame.f_locals:
-            self.watcher.clipped_values(result, path)
+            self.watcher.clipped_norm(result, frame.f_locals["max_norm"], self.paths.outside_clipping(path))
+        elif name.removeprefix("_foreach_") in ("clamp_", "clamp_min_") and "clip_value" in frame.f_locals:
+            self.watcher.clipped_values(result, self.paths.outside_clipping(path))
 
     def _note_operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """What the diagnosis wants to know of some operations: which units answer, what number it multiplies by."""
@@ -472,13 +473,25 @@ class Recorder(TorchFunctionMode):
             several = len(node._input_metadata) > 1 if node is not None else False
             place = self._place(applied, name, (tensor.output_nr,) if several else ())
         else:
-            place = self._place(path, _adopted_key(tensor, argument), ())
+            place = self._left_by_another(path, tensor, argument) or self._place(
+                path, _adopted_key(tensor, argument), ()
+            )
             place.adopted = argument
         place.op = name
         self._occurrence(place, tensor)
         if node is not None and place.count == 1:
             self._stand_in_order(place, node)
         return place
+
+    def _left_by_another(self, path: Path, tensor: Tensor, argument: tuple[int, int]) -> Place | None:
+        """The place of a leaf that is gone and was used just so: a loop may make its parameters anew each round."""
+        if argument is _HELD or not tensor.is_leaf or not tensor.requires_grad:
+            return None
+        places = self._leaves.setdefault((id(path), argument), [])
+        gone = next((place for place in places if place.ref is not None and place.ref() is None), None)
+        if gone is None and len(places) < _FOLDED_OUTPUTS:
+            places.append(self._place(path, _adopted_key(tensor, argument), ()))
+        return gone
 
     def _stand_in_order(self, place: Place, node: Any) -> None:
         """A tensor that is only noticed at its use was made earlier: autograd numbers its nodes as they are made."""

@@ -198,16 +198,24 @@ class Report:
         """`to_dict` as strictly valid JSON text (ASCII)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
-    def to_csv(self) -> str:
-        """One line per row (RFC 4180); text that a spreadsheet would run gets a leading apostrophe."""
+    def to_csv(self, long: bool = False) -> str:
+        """One line per row (RFC 4180); text that a spreadsheet would run gets a leading apostrophe.
+
+        Args:
+            long: one line per gradient instead: of each row, pass and occurrence that is kept (see `GradSeries`).
+        """
+        columns, lines = self._table(long)
         out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(_COLUMNS))
+        writer = csv.DictWriter(out, fieldnames=list(columns))
         writer.writeheader()
-        writer.writerows({key: _inert(value) for key, value in _flat(row).items()} for row in self.rows)
+        writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
         return out.getvalue()
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self, long: bool = False) -> Any:
         """One line per row as a ``pandas.DataFrame``, with the columns of `to_csv`.
+
+        Args:
+            long: one line per gradient instead, as in `to_csv`.
 
         Raises:
             ImportError: pandas is not installed.
@@ -216,7 +224,13 @@ class Report:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError('to_pandas() needs pandas: pip install "gradmagic[pandas]"') from error
-        return pandas.DataFrame([_flat(row) for row in self.rows], columns=list(_COLUMNS))
+        columns, lines = self._table(long)
+        return pandas.DataFrame(lines, columns=list(columns))
+
+    def _table(self, long: bool) -> tuple[Sequence[str], list[dict[str, Any]]]:
+        if not long:
+            return _COLUMNS, [_flat(row) for row in self.rows]
+        return _LONG_COLUMNS, [line for row in self.rows for line in _long(row, self.losses)]
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""
@@ -273,6 +287,20 @@ _COLUMNS = (
     "device", "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count",
     "numel", "reason", "culprit", "note", "value_norm", "value_min", "value_max", "value_nan_count", "value_inf_count",
 )  # fmt: skip
+_WHICH = ("line", "place", "name", "expression", "module", "op", "kind")
+_SERIES = {
+    "pass": "passes",
+    "step": "steps",
+    "occurrence": "occurrences",
+    "time": "times",
+    "norm": "norm",
+    "min": "min",
+    "max": "max",
+    "zero_fraction": "zero_fraction",
+    "nan_count": "nan_count",
+}
+"""Columns of the long form, and the arrays of `GradSeries` they come from."""
+_LONG_COLUMNS = (*_WHICH, "loss", "loss_place", *_SERIES)
 _STATISTICS = ("norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel")
 
 
@@ -288,6 +316,21 @@ def _flat(row: TensorRow) -> dict[str, Any]:
     for name in ("norm", "min", "max", "nan_count", "inf_count"):
         flat[f"value_{name}"] = getattr(row.forward, name, None)
     return flat
+
+
+def _long(row: TensorRow, losses: Sequence[LedgerEntry]) -> Iterator[dict[str, Any]]:
+    """One line for each gradient of a row, with the keys of `_LONG_COLUMNS`."""
+    flat = _flat(row)
+    which = {column: flat[column] for column in _WHICH}
+    grads = row.grads
+    for index in range(len(grads)):
+        loss = grads.losses[index]
+        yield {
+            **which,
+            "loss": losses[loss].name if loss < len(losses) else None,
+            "loss_place": str(losses[loss].location or losses[loss].run_by) if loss < len(losses) else None,
+            **{column: getattr(grads, array_name)[index] for column, array_name in _SERIES.items()},
+        }
 
 
 def _inert(value: object) -> object:
