@@ -192,7 +192,7 @@ def _mixed(run: RunFacts, explained: set[tuple[int, int]]) -> list[Finding]:
                 kind="mixed_gradients",
                 severity="warning",
                 message=f"{by_module(rows)} still {'holds' if len(rows) == 1 else 'hold'} the gradient of `{left.root}` ({left.where}) when "
-                f"`{source_at(where)}` ({where}) runs: that of `{ran.root}` ({ran.where}) was added to it.",
+                f"`{source_at(where)}` ({where}) runs: nothing clears it before the backward of `{ran.root}` ({ran.where}), which adds to it.",
                 hint=clearing(run, indices, rows),
                 location=ran.location or where,
                 rows=tuple(indices),
