@@ -184,15 +184,16 @@ class GradientBook:
             mixed = account.mixed = account.mixed or Mixed(path, min(foreign), account.on_foreign)
             mixed.updates += 1
 
-    def cleared(self, place: Place, path: Path) -> None:
-        """The ``.grad`` of a leaf was set to None, or to zeros."""
+    def cleared(self, place: Place, path: Path) -> bool:
+        """The ``.grad`` of a leaf was set to None, or to zeros; whether there was a gradient of this trace in it."""
         account = self.accounts.get(place.index)
-        if account is None:
-            return
+        if account is None or not (account.sums or account.is_due):
+            return False
         if account.is_fresh and account.sums:
             account.thrown_away = (path, account.newest, account.newest_loss)
             account.thrown += 1
         account.empty()
+        return True
 
     def given(self, place: Place | None) -> None:
         """Somebody put a gradient into ``.grad`` by hand, or changed it there."""

@@ -76,9 +76,8 @@ class Ledger:
 
     def cleared(self, tensor: Tensor, place: Place | None, path: Path) -> None:
         """The ``.grad`` of a tensor was cleared."""
-        if place is not None:
-            self.book.cleared(place, path)
-        self.journal.cleared(id(tensor), path, self._tick())
+        if place is not None and self.book.cleared(place, path):
+            self.journal.cleared(id(tensor), path, self._tick())
 
     def given(self, place: Place | None) -> None:
         """A gradient was put into ``.grad`` by hand."""

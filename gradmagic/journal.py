@@ -43,7 +43,7 @@ class Journal:
     def __init__(self, backlog: Backlog) -> None:
         """Prepare; what has to be read from a device waits in the `backlog`."""
         self.lines: list[JournalLine] = []
-        self._by_path: dict[tuple[str, int], JournalLine] = {}
+        self._by_line: dict[tuple[str, object], JournalLine] = {}
         self._backlog = backlog
         self._running: JournalLine | None = None
         self._touched: set[Hashable] = set()
@@ -69,10 +69,10 @@ class Journal:
         self._running = None
 
     def _line(self, kind: Literal["zero_grad", "clip"], path: Path, clock: int) -> JournalLine:
-        key = (kind, id(path))
-        line = self._by_path.get(key)
+        key = (kind, path.statement)
+        line = self._by_line.get(key)
         if line is None:
-            line = self._by_path[key] = JournalLine(kind, path, clock)
+            line = self._by_line[key] = JournalLine(kind, path, clock)
             self.lines.append(line)
         return line
 

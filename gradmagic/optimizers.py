@@ -237,7 +237,7 @@ class OptimizerWatch:
         weights, changes = numbers[: len(places)], numbers[len(places) :]
         ratios = [_ratio(change, weight) for change, weight in zip(changes, weights, strict=True)]
         for place, ratio in zip(places, ratios, strict=True):
-            self.updates.setdefault(place, GrowingCurve()).add(ratio)
+            self.updates.setdefault(place, GrowingCurve()).add(ratio, step)
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
         if known:
             line.values.add(statistics.median(known), step)

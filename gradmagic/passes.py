@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,11 +20,11 @@ KEPT = 512
 
 @dataclass(slots=True, eq=False)
 class Loss:
-    """The passes that one line runs from one place: what a loop repeats.
+    """The passes that one line runs from what one line makes: what a loop repeats, or calls of one function.
 
     Attributes:
         index: its number among the losses.
-        roots: places the passes start from.
+        roots: places the passes start from, as those of the first.
         path: where they are called; None when gradtrace ran it.
         function: ``backward`` or ``autograd.grad``.
         count: how many passes there were.
@@ -131,7 +131,7 @@ class PassLog:
         self.kept: list[Pass] = []
         self.count = 0
         self.complete = True
-        self._by_key: dict[tuple[int | None, tuple[int, ...], str], Loss] = {}
+        self._by_key: dict[Hashable, Loss] = {}
         self._stride = 1
         self._failed = 0
 
@@ -146,7 +146,8 @@ class PassLog:
 
     def started_from(self, done: Pass, roots: Sequence[Place]) -> Source:
         """The roots of a pass are known, and with them its loss."""
-        key = (id(done.path) if done.path is not None else None, tuple(root.index for root in roots), done.function)
+        made = tuple((root.path.line, root.op, root.position) for root in roots)
+        key = (done.path.line if done.path is not None else None, made, done.function)
         loss = self._by_key.get(key)
         if loss is None:
             clock = max(done.clock, self.losses[-1].clock if self.losses else 0)

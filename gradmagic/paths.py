@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
@@ -20,8 +21,14 @@ _CLIPPING = frozenset(
     inspect.unwrap(function).__code__
     for function in (clip_grad_norm_, clip_grad_value_)  # both wear a decorator
 )
+_TORCH = str(PurePath(torch.__file__).parent)
 _REMEMBERED = 8_192
 """So many ways through frames, and so many applications of custom Functions, are remembered at most."""
+
+
+def is_torchs(code: CodeType) -> bool:
+    """Whether code is PyTorch's own."""
+    return code.co_filename.startswith(_TORCH)
 
 
 class Paths:
@@ -37,6 +44,8 @@ class Paths:
         self._boundary = boundary
         self._modules = modules
         self._known: dict[tuple[int, ...], Path] = {}
+        self._spans: dict[CodeType, list[Any]] = {}
+        self._sites: dict[tuple[CodeType, Any], Site] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
 
@@ -45,6 +54,8 @@ class Paths:
         self._boundary = None
         self._known.clear()
         self._interned.clear()
+        self._spans.clear()
+        self._sites.clear()
         self._applies.clear()
 
     def here(self, depth: int) -> Path:
@@ -76,7 +87,7 @@ class Paths:
         modules: list[tuple[Any, int]] = []
         function_apply = clip = None
         while frame is not None and frame is not self._boundary:
-            site = Site(frame.f_code, frame.f_lasti)
+            site = self._site(frame.f_code, frame.f_lasti)
             if frame.f_code is _MODULE_CALL:
                 modules.append((frame.f_locals["self"], len(sites)))
             if frame.f_code is _FUNCTION_APPLY and function_apply is None:
@@ -90,10 +101,26 @@ class Paths:
         if (found, mark) in self._interned:
             return self._interned[found, mark]
         path = self._interned[found, mark] = Path(found, mark, function_apply, clip)
+        if found:
+            path.statement = (found[1:], *self._line(found[0]))
+            path.line = self._line(next((site for site in found if not is_torchs(site.code)), found[0]))
         if function_apply is not None:
             outside = [running for running in modules if running[1] > function_apply]
             path.outer_module = self._modules.see(outside, found)
         return path
+
+    def _line(self, site: Site) -> tuple[CodeType, int]:
+        return site.code, self._spans[site.code][site.lasti // 2][0]
+
+    def _site(self, code: CodeType, lasti: int) -> Site:
+        """A site; one for all instructions of the same piece of source.
+
+        Python 3.11 reports one call at two offsets (PRECALL and CALL), before and after it has specialised the code.
+        """
+        if code not in self._spans:
+            self._spans[code] = list(code.co_positions())
+        span = self._spans[code][lasti // 2]
+        return self._sites.setdefault((code, span if None not in span else lasti), Site(code, lasti))
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""

@@ -21,7 +21,7 @@ from .statistics import Backlog, Pending, PendingActivity
 class Path:
     """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
 
-    __slots__ = ("clip", "function_apply", "module", "outer_module", "sites")
+    __slots__ = ("clip", "function_apply", "line", "module", "outer_module", "sites", "statement")
 
     def __init__(
         self,
@@ -36,6 +36,10 @@ class Path:
         """The module that ran ``autograd.Function.apply``, when the call is inside a custom forward."""
         self.function_apply = function_apply
         """Index of the site in ``autograd.Function.apply`` when the call is inside a custom forward."""
+        self.statement: object = self
+        """What all calls on one line of the innermost function have in common."""
+        self.line: object = self
+        """The innermost line that is not PyTorch's own."""
         self.clip = clip
         """Index of the site in ``clip_grad_norm_`` or ``clip_grad_value_`` when the call is inside of one."""
 

@@ -12,7 +12,6 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from pathlib import PurePath
 from types import FrameType
 from typing import Any, Protocol
 
@@ -36,7 +35,7 @@ from .operations import (
     takes_shape_only,
     tensors_in,
 )
-from .paths import Paths
+from .paths import Paths, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
 from .statistics import ACTIVATIONS, Backlog, activity, measure
 
@@ -68,7 +67,6 @@ _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
 _KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 _FAULTS = 100
-_TORCH = str(PurePath(torch.__file__).parent)
 _SWEEP_AT = 20_000
 DEEPEST = 20_000
 """Autograd nodes deeper than this are left alone.
@@ -185,7 +183,7 @@ class Recorder(TorchFunctionMode):
         self._resting = False
 
     def _still_rests(self, frame: FrameType) -> bool:
-        self._resting = _is_torchs(frame)
+        self._resting = is_torchs(frame.f_code)
         return self._resting
 
     # ---- the hot path
@@ -354,7 +352,7 @@ class Recorder(TorchFunctionMode):
             entry = self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
             entry.gradient_of = TensorWeakRef(args[0])
             owner = self.entry(args[0])
-            if owner is not None and owner.place is not None and not _is_torchs(sys._getframe(3)):
+            if owner is not None and owner.place is not None and not is_torchs(sys._getframe(3).f_code):
                 owner.place.read = True
             return []
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -687,11 +685,6 @@ class Recorder(TorchFunctionMode):
             tensor.retain_grad()
         except RuntimeError as error:
             self.fault("retain_grad", error)
-
-
-def _is_torchs(frame: FrameType) -> bool:
-    """Whether PyTorch's own code runs in a frame."""
-    return frame.f_code.co_filename.startswith(_TORCH)
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
