@@ -83,15 +83,16 @@ def _grad(row: TensorRow, scale: LogScale, norms: tuple[str, ...]) -> GradView:
     grad = row.grad
     if grad is None:
         return GradView(style="error" if is_surprise(row) else "dim")
+    if norms:
+        return GradView(norm=short(grad.norm), style="plain", norms=norms)  # extremes of which loss would they be?
     return GradView(
         norm=short(grad.norm),
         style="plain" if math.isfinite(grad.norm) else "error",
-        bar=scale.share(grad.norm) if drawable(grad.norm) and not norms else None,
+        bar=scale.share(grad.norm) if drawable(grad.norm) else None,
         values=values(grad.values, row.shape) if grad.values is not None else "",
         low=_extreme(grad.min, grad),
         high=_extreme(grad.max, grad),
         zeros=percent(grad.zero_fraction) if grad.numel else "",
-        norms=norms,
     )
 
 

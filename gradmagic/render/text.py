@@ -18,6 +18,8 @@ from .terminal_table import table
 from .view import FindingView, LedgerView, ReportView
 
 NARROWEST, WIDEST = 60, 200
+SPARKS_FROM = 80
+"""Below this width the ledger has no room for sparklines."""
 
 
 def render_text(report: Report, width: int | None = None, color: bool = False, ascii_only: bool = False) -> str:
@@ -86,7 +88,7 @@ def _ledger(entries: Sequence[LedgerView], width: int, ink: Ink) -> Table:
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for entry in entries:
-        numbers = ink.spark(entry.spark).append(" ") if entry.spark else Text()
+        numbers = ink.spark(entry.spark).append(" ") if entry.spark and width >= SPARKS_FROM else Text()
         numbers.append_text(ink.text(entry.numbers))
         place, does = ink.text(entry.where, "dim"), ink.text(entry.does, "dim")
         what = ink.shortened(entry.what.text, entry.what.style, width // 3)
