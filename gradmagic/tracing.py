@@ -24,7 +24,8 @@ from .history import History
 from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
-from .places import Path
+from .passes import Loss
+from .places import Entry, Path
 from .recorder import Recorder
 from .records import Finding
 from .report import Report
@@ -359,7 +360,7 @@ class _Finish:
         """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""
         entry = self._state.recorder.entry(root)
         for loss in self._state.ledger.log.losses:
-            if loss.freed is not None and entry is not None and entry.place in loss.roots and loss.path is not None:
+            if loss.freed is not None and loss.path is not None and _went_through(loss, entry):
                 site = self._state.sources.person_site(loss.path.sites)
                 where = str(self._state.sources.location(site)) if site is not None else ""
                 return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=loss.function)
@@ -458,6 +459,14 @@ def _disclose(faults: Mapping[str, int]) -> list[Finding]:
         detail="\n".join(list(faults)[:10]),
     )
     return [finding]
+
+
+def _went_through(loss: Loss, entry: Entry | None) -> bool:
+    """Whether the passes of a loss have used up the graph of a tensor: they began there, or came through it since."""
+    place = entry.place if entry is not None else None
+    if place is None:
+        return False
+    return place in loss.roots or (place.index in loss.reached and place.last_clock < loss.freed_at)
 
 
 def _is_tensor(value: object) -> bool:

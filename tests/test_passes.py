@@ -385,6 +385,16 @@ def test_every_gradient_of_every_pass_is_that_of_plain_pytorch(situation: str) -
     assert [found for found in report.findings if found.severity != "info" and "D.2.bias" not in found.message] == []
 
 
+def test_gradtrace_runs_no_backward_where_a_second_autograd_grad_has_used_up_the_graph() -> None:
+    """A Hessian-vector product through the loss itself: there is nothing left to run, and nothing is wrong."""
+    report, _ = run_traced(
+        "w = torch.tensor([1.0, 2.0], requires_grad=True)\nloss = w.prod()\n"
+        "g, = torch.autograd.grad(loss, w, create_graph=True)\nhv, = torch.autograd.grad(g.sum(), w)\n"
+    )
+    assert report.pass_count == 2
+    assert [found.kind for found in report.findings if found.severity != "info"] == []
+
+
 def test_truncated_backpropagation_counts_time_within_each_chunk() -> None:
     """Each pass reaches its own five steps."""
     report, _ = compared(SITUATIONS["truncated backpropagation through time"])
