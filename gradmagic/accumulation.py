@@ -21,36 +21,32 @@ BEFORE_THE_CELL = -1
 
 @dataclass(slots=True)
 class Grown:
-    """An update that used gradients which an earlier update had used already.
+    """The first update that used gradients which an earlier update had used already.
 
     Attributes:
         path: the update.
         loss: the loss whose pass was added.
         passes: how many passes had added up, at most.
-        updates: how many updates there were of this kind.
     """
 
     path: Path
     loss: int
     passes: int
-    updates: int = 0
 
 
 @dataclass(slots=True)
 class Mixed:
-    """An update that used a gradient of somebody else's turn along with its own.
+    """The first update that used a gradient of somebody else's turn along with its own.
 
     Attributes:
         path: the update.
         foreign: the loss whose gradient was still there.
         own: the first loss whose pass was added to it.
-        updates: how many updates there were of this kind.
     """
 
     path: Path
     foreign: int
     own: int
-    updates: int = 0
 
 
 @dataclass(slots=True)
@@ -69,7 +65,7 @@ class Account:
         turn: the turn in which it was updated last.
         foreign: losses whose gradient lies in ``.grad`` from a turn in which only others were updated.
         on_foreign: the first loss that was added to such a gradient, or None.
-        strays: in how many turns of each loss it got a gradient while only others were updated.
+        strays: losses in whose turns it got a gradient while only others were updated.
         own: losses in whose turns it was updated.
         grown, mixed: the updates that used more than they should have.
         thrown_away: where its last unused gradient was cleared, and number and loss of the pass it came from.
@@ -90,7 +86,7 @@ class Account:
     turn: int = -1
     foreign: set[int] = field(default_factory=set)
     on_foreign: int | None = None
-    strays: dict[int, int] = field(default_factory=dict)
+    strays: set[int] = field(default_factory=set)
     own: set[int] = field(default_factory=set)
     grown: Grown | None = None
     mixed: Mixed | None = None
@@ -157,7 +153,7 @@ class GradientBook:
                 if account.turn == self.turn:
                     account.own.add(self._loss)
                 else:
-                    account.strays[self._loss] = account.strays.get(self._loss, 0) + 1
+                    account.strays.add(self._loss)
                     account.foreign.update({self._loss} & set(account.sums))
         self._leaves, self._updated = [], False
 
@@ -178,11 +174,9 @@ class GradientBook:
         if account.used is not None and account.first <= account.used < account.newest:
             grown = account.grown = account.grown or Grown(path, account.newest_loss, 0)
             grown.passes = max(grown.passes, sum(account.sums.values()))
-            grown.updates += 1
         foreign = account.foreign - {account.newest_loss}
         if foreign and account.on_foreign is not None:
-            mixed = account.mixed = account.mixed or Mixed(path, min(foreign), account.on_foreign)
-            mixed.updates += 1
+            account.mixed = account.mixed or Mixed(path, min(foreign), account.on_foreign)
 
     def cleared(self, place: Place, path: Path) -> bool:
         """The ``.grad`` of a leaf was set to None, or to zeros; whether there was a gradient of this trace in it."""

@@ -22,7 +22,7 @@ from .operations import tensors_in
 from .passes import Pass, PassFunction, PassLog
 from .places import Path, Place, Source
 from .recorder import Interceptor, Recorder
-from .statistics import Backlog, Pending, measure
+from .statistics import Pending, measure
 
 
 class Ledger:
@@ -38,7 +38,7 @@ class Ledger:
     def __init__(self, zero_grad: bool) -> None:
         self.log = PassLog()
         self.book = GradientBook()
-        self.journal = Journal(Backlog())
+        self.journal = Journal()
         self.after_pass: Callable[[], None] | None = None
         self._zero_grad = zero_grad
         self._zeroed: set[int] = set()
@@ -55,7 +55,6 @@ class Ledger:
     def watch(self, recorder: Recorder) -> None:
         """Work for this recorder."""
         self._recorder = recorder
-        self.journal = Journal(recorder.backlog)
         recorder.watcher = self
 
     def release(self) -> None:
@@ -77,7 +76,7 @@ class Ledger:
     def cleared(self, tensor: Tensor, place: Place | None, path: Path) -> None:
         """The ``.grad`` of a tensor was cleared."""
         if place is not None and self.book.cleared(place, path):
-            self.journal.cleared(id(tensor), path, self._tick())
+            self.journal.cleared(id(tensor), path)
 
     def given(self, place: Place | None) -> None:
         """A gradient was put into ``.grad`` by hand."""
@@ -87,14 +86,16 @@ class Ledger:
         """``clip_grad_norm_`` has computed the total norm."""
         if max_norm == math.inf:
             self.book.measured()
-        self.journal.clipped_norm(total, max_norm, path, self._tick())
+        if self._recorder is None:
+            return
+        line, pending = self.journal.clipped_norm(path), measure(total)
+        limit = float(max_norm) if isinstance(max_norm, (int, float)) else None
+        step = line.count - 1
+        self._recorder.backlog.when_known(pending.waiting, lambda: line.norm_was(pending.result().mean, limit, step))
 
     def clipped_values(self, gradient: Tensor, path: Path) -> None:
         """``clip_grad_value_`` is at work."""
-        self.journal.clipped_values(id(gradient), path, self._tick())
-
-    def _tick(self) -> int:
-        return self._recorder.tick() if self._recorder is not None else 0
+        self.journal.clipped_values(id(gradient), path)
 
     # ---- passes that the cell runs
 
@@ -147,8 +148,8 @@ class Ledger:
         done = self.log.begin(path, function, recorder.tick())
         done.frees_graph = not (create if keep is None else keep)
         if inputs is not None:
-            entries = [recorder.entry(tensor) for _, tensor in tensors_in(inputs)]
-            done.asked = tuple(entry.place.index for entry in entries if entry and entry.place)
+            asked = [recorder.place_of(tensor) for _, tensor in tensors_in(inputs)]
+            done.asked = tuple(place.index for place in asked if place is not None)
             done.limited = True
         with self._listening(recorder, path, done, [tensor for _, tensor in tensors_in(roots)]) as listener:
             yield listener
@@ -189,7 +190,7 @@ class Ledger:
             done.unseen = unseen_changes(recorder, steps)
             leaves = listener.attach(roots, steps)
             done.reached, done.complete = listener.reached, listener.complete
-            places = [entry.place for root in roots if (entry := recorder.entry(root)) and entry.place]
+            places = [place for root in roots if (place := recorder.place_of(root)) is not None]
             listener.source = self.log.started_from(done, places)
             _note_value(recorder, done, roots)
             done.shape = tuple(roots[0].shape) if len(roots) == 1 and not roots[0].is_nested else ()
@@ -210,8 +211,7 @@ class Ledger:
                 leaf.grad = None
 
     def _keep_book(self, recorder: Recorder, leaves: Sequence[Tensor], source: Source) -> None:
-        entries = ((leaf, recorder.entry(leaf)) for leaf in leaves)
-        found = [(entry.place.index, leaf) for leaf, entry in entries if entry is not None and entry.place is not None]
+        found = [(place.index, leaf) for leaf in leaves if (place := recorder.place_of(leaf)) is not None]
         self.book.before_pass(found, source)
 
     # ---- the pass that gradtrace runs

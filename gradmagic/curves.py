@@ -12,7 +12,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 POINTS = 2_000
 """So many points are kept at most; a point takes 16 bytes in a curve, 64 in a growing series, 80 in a frozen one."""
@@ -22,6 +22,7 @@ _FEW_PASSES = 16
 """With fewer passes than this it is the occurrences within them that are thinned."""
 
 _Number = TypeVar("_Number", int, float)
+_Point = TypeVar("_Point")
 
 
 class CurvePoint(NamedTuple):
@@ -47,8 +48,43 @@ def _floats() -> array[float]:
     return array("d")
 
 
+class _Points(Generic[_Point]):
+    """Points in order, of which the ends and the extremes have names."""
+
+    __slots__ = ()
+
+    @property
+    def first(self) -> _Point | None:
+        """The first, or None."""
+        return self._point(0) if len(self._sizes) else None
+
+    @property
+    def last(self) -> _Point | None:
+        """The last, or None."""
+        return self._point(-1) if len(self._sizes) else None
+
+    @property
+    def smallest(self) -> _Point | None:
+        """The first of the smallest that are finite, or None."""
+        found = _extremes(self._sizes)
+        return self._point(found[0]) if found is not None else None
+
+    @property
+    def largest(self) -> _Point | None:
+        """The first of the largest that are finite, or None."""
+        found = _extremes(self._sizes)
+        return self._point(found[1]) if found is not None else None
+
+    @property
+    def _sizes(self) -> array[float]:
+        raise NotImplementedError
+
+    def _point(self, index: int) -> _Point:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(_Points[CurvePoint]):
     """One number for each time that something ran.
 
     Attributes:
@@ -65,26 +101,8 @@ class Curve:
         return len(self.values)
 
     @property
-    def first(self) -> CurvePoint | None:
-        """The first point, or None."""
-        return self._point(0) if len(self) else None
-
-    @property
-    def last(self) -> CurvePoint | None:
-        """The last point, or None."""
-        return self._point(-1) if len(self) else None
-
-    @property
-    def smallest(self) -> CurvePoint | None:
-        """The first of the smallest finite values, or None."""
-        found = _extremes(self.values)
-        return self._point(found[0]) if found is not None else None
-
-    @property
-    def largest(self) -> CurvePoint | None:
-        """The first of the largest finite values, or None."""
-        found = _extremes(self.values)
-        return self._point(found[1]) if found is not None else None
+    def _sizes(self) -> array[float]:
+        return self.values
 
     def _point(self, index: int) -> CurvePoint:
         return CurvePoint(self.steps[index], self.values[index])
@@ -116,7 +134,7 @@ class PassSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class GradSeries:
+class GradSeries(_Points[GradPoint]):
     """The gradients that reached a row, in execution order: by pass, then by occurrence. The arrays have equal length.
 
     Attributes:
@@ -150,28 +168,6 @@ class GradSeries:
         """Those of one loss (index into ``Report.losses``)."""
         return self._picked([index for index, other in enumerate(self.losses) if other == loss])
 
-    @property
-    def first(self) -> GradPoint | None:
-        """The first gradient in execution order, or None."""
-        return self._point(0) if len(self) else None
-
-    @property
-    def last(self) -> GradPoint | None:
-        """The last gradient in execution order, or None."""
-        return self._point(-1) if len(self) else None
-
-    @property
-    def smallest(self) -> GradPoint | None:
-        """The first with the smallest finite norm, or None."""
-        found = _extremes(self.norm)
-        return self._point(found[0]) if found is not None else None
-
-    @property
-    def largest(self) -> GradPoint | None:
-        """The first with the largest finite norm, or None."""
-        found = _extremes(self.norm)
-        return self._point(found[1]) if found is not None else None
-
     def summaries(self) -> list[PassSummary]:
         """One summary for each pass that is kept, in order."""
         return [self._summary(group) for group in _runs(self.passes)]
@@ -195,6 +191,10 @@ class GradSeries:
             largest=norms[high] if high is not None else math.nan,
             factor=_factor(norms[0], norms[-1], between),
         )
+
+    @property
+    def _sizes(self) -> array[float]:
+        return self.norm
 
     def _point(self, index: int) -> GradPoint:
         return GradPoint(self.steps[index], self.times[index], self.norm[index])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 from .backward import Ledger
 from .diagnosis.facts import LossFacts
@@ -10,7 +12,6 @@ from .journal import JournalLine
 from .naming import Naming
 from .optimizers import OptimizerWatch, StepLine
 from .passes import Loss
-from .places import Path
 from .records import LedgerEntry
 
 
@@ -19,23 +20,16 @@ def ledger_of(
 ) -> list[LedgerEntry]:
     """All entries; `losses` tells what the passes started from, and is in the order of their first pass."""
     passes = [(loss.path, _pass_entry(loss, facts)) for loss, facts in zip(ledger.log.losses, losses, strict=True)]
-    others = [(line.path, _step_entry(line, naming)) for line in optimizers.lines]
-    others += [(line.path, _journal_entry(line, naming)) for line in ledger.journal.lines]
-    others.sort(key=lambda pair: naming.order(pair[0]))
-    return _merged([(naming.order(path), entry) for path, entry in passes], others, naming)
-
-
-def _merged(
-    passes: Sequence[tuple[tuple[int, ...], LedgerEntry]], others: Sequence[tuple[Path, LedgerEntry]], naming: Naming
-) -> list[LedgerEntry]:
-    """Each of the others before the first pass that stands below it; the passes keep their order."""
+    others = [(naming.order(line.path), _step_entry(line, naming)) for line in optimizers.lines]
+    others += [(naming.order(line.path), _journal_entry(line, naming)) for line in ledger.journal.lines]
+    others.sort(key=lambda pair: pair[0])
     merged: list[LedgerEntry] = []
-    waiting = [(naming.order(path), entry) for path, entry in others]
-    for order, entry in passes:
-        merged += [other for place, other in waiting if place < order]
-        waiting = [(place, other) for place, other in waiting if place >= order]
+    for path, entry in passes:  # which keep their order; each of the others stands before the first pass below it
+        order = naming.order(path)
+        merged += [other for place, other in others if place < order]
+        others = [(place, other) for place, other in others if place >= order]
         merged.append(entry)
-    return merged + [entry for _, entry in waiting]
+    return merged + [other for _, other in others]
 
 
 def _pass_entry(loss: Loss, facts: LossFacts) -> LedgerEntry:
@@ -52,26 +46,19 @@ def _pass_entry(loss: Loss, facts: LossFacts) -> LedgerEntry:
 
 
 def _step_entry(line: StepLine, naming: Naming) -> LedgerEntry:
-    location = naming.place_location(line.path)
-    name = location.text if location is not None else ""
-    return LedgerEntry(
-        kind="step",
-        name=name or f"{line.type_name}.step()",
-        location=location,
-        count=line.count,
-        values=line.values.frozen(),
-    )
+    return _entry("step", line, f"{line.type_name}.step()", naming)
 
 
 def _journal_entry(line: JournalLine, naming: Naming) -> LedgerEntry:
+    entry = _entry(line.kind, line, line.kind, naming)
+    return replace(entry, max_norm=line.max_norm, clipped=line.clipped)
+
+
+def _entry(
+    kind: Literal["step", "zero_grad", "clip"], line: StepLine | JournalLine, otherwise: str, naming: Naming
+) -> LedgerEntry:
     location = naming.place_location(line.path)
     name = location.text if location is not None else ""
     return LedgerEntry(
-        kind=line.kind,
-        name=name or line.kind,
-        location=location,
-        count=line.count,
-        values=line.values.frozen(),
-        max_norm=line.max_norm,
-        clipped=line.clipped,
+        kind=kind, name=name or otherwise, location=location, count=line.count, values=line.values.frozen()
     )

@@ -158,13 +158,14 @@ class _Screen:
     def __init__(self, shell: InteractiveShell, options: Options) -> None:
         self._shell = shell
         self._options = options
+        self._in_notebook = getattr(shell, "kernel", None) is not None
         self._handle: Any = None
         self._terminal: Any = None
 
     def show(self, report: Report) -> None:
         """Show what was recorded so far, where a place can be drawn over: in a notebook, or in a terminal."""
         report = report.with_options(_report_options(self._options))
-        if getattr(self._shell, "kernel", None) is not None:
+        if self._in_notebook:
             self._put(report)
         elif sys.stdout.isatty() or self._terminal is not None:
             if self._terminal is None:
@@ -188,7 +189,7 @@ class _Screen:
         bundle = _bundle(self._shell, report)
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
-        elif self._options.live and getattr(self._shell, "kernel", None) is not None:
+        elif self._options.live and self._in_notebook:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             display(bundle, raw=True)

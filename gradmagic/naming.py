@@ -63,7 +63,7 @@ class Naming:
         for name, parameter, call, mark in self._recorder.modules.parameters(self.module_names):
             if id(parameter) not in names:
                 names[id(parameter)] = name
-                self._recorder.used(parameter, Path(call, mark, None))
+                self._recorder.used(parameter, Path(call, mark))
         return names
 
     def module(self, mark: ModuleMark | None) -> str | None:

@@ -34,7 +34,6 @@ class StepLine:
         ref: the optimizer, weakly.
         type_name: its class.
         path: where it steps.
-        clock: when it stepped first, by the recorder's clock.
         count: how often it stepped.
         without: how often no parameter had a gradient at all.
         again: how often there were only gradients that the step before had used already.
@@ -47,7 +46,6 @@ class StepLine:
     ref: weakref.ref[Any]
     type_name: str
     path: Path
-    clock: int
     count: int = 0
     without: int = 0
     again: int = 0
@@ -135,15 +133,11 @@ class OptimizerWatch:
         line = self._line(optimizer, path)
         if line is None:
             return
-        held = [_Held(parameter, self._place(parameter)) for parameter in _parameters(optimizer)]
+        held = [_Held(parameter, self._recorder.place_of(parameter)) for parameter in _parameters(optimizer)]
         self._copy([each for each in held if has_closure or each.parameter.grad is not None])
         line.count += 1
         self._running[id(optimizer)] = _Running(line, held, self._finds(line, held), self._book.turn)
-        if (
-            type(optimizer).__module__.startswith("torch.optim")
-            and not has_closure
-            and not _is_differentiable(optimizer)
-        ):
+        if not has_closure and _is_opaque(optimizer):
             self._recorder.rest()
 
     def _line(self, optimizer: Any, path: Path) -> StepLine | None:
@@ -154,16 +148,10 @@ class OptimizerWatch:
             if line is not None:
                 line.optimizer, line.ref = id(optimizer), weakref.ref(optimizer)
         if line is None and len(self.lines) < _KEPT:
-            line = StepLine(
-                id(optimizer), weakref.ref(optimizer), type(optimizer).__name__, path, self._recorder.tick()
-            )
+            line = StepLine(id(optimizer), weakref.ref(optimizer), type(optimizer).__name__, path)
             lines.append(line)
             self.lines.append(line)
         return line
-
-    def _place(self, parameter: Tensor) -> Place | None:
-        entry = self._recorder.entry(parameter)
-        return entry.place if entry is not None else None
 
     def _copy(self, held: Sequence[_Held]) -> None:
         room = MEASURED
@@ -247,8 +235,10 @@ def _parameters(optimizer: Any) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _is_differentiable(optimizer: Any) -> bool:
-    return any(group.get("differentiable") for group in optimizer.param_groups)
+def _is_opaque(optimizer: Any) -> bool:
+    """Whether it is PyTorch's own, and nobody differentiates through its steps."""
+    differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim") and not differentiable
 
 
 def _precise(data: Tensor, copy: bool) -> Tensor:

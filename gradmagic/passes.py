@@ -28,7 +28,6 @@ class Loss:
         path: where they are called; None when gradtrace ran it.
         function: ``backward`` or ``autograd.grad``.
         count: how many passes there were.
-        last: number of the last one.
         freed: number of the last one that freed its graph, or None; and by the recorder's clock, when that was.
         reached: places on the way from the roots to the leaves, in any of the passes.
         reached_freely, reached_limited: likewise, in passes without and with ``inputs=``.
@@ -36,16 +35,13 @@ class Loss:
         values: the root's value at each pass.
         seconds: wall time of all passes.
         error: text of the last error, or None.
-        clock: when the first one ran.
     """
 
     index: int
     roots: list[Place]
     path: Path | None
     function: PassFunction
-    clock: int
     count: int = 0
-    last: int = 0
     freed: int | None = None
     freed_at: int = 0
     reached: set[int] = field(default_factory=set)
@@ -133,7 +129,6 @@ class PassLog:
         self.complete = True
         self._by_key: dict[Hashable, Loss] = {}
         self._stride = 1
-        self._failed = 0
 
     def begin(self, path: Path | None, function: PassFunction, clock: int) -> Pass:
         """A pass is about to run."""
@@ -146,30 +141,38 @@ class PassLog:
 
     def started_from(self, done: Pass, roots: Sequence[Place]) -> Source:
         """The roots of a pass are known, and with them its loss."""
+        loss = self._assign(done, roots)
+        return Source(loss.index, done.number, done.step, done.clock)
+
+    def _assign(self, done: Pass, roots: Sequence[Place]) -> Loss:
         made = tuple((root.path.line, root.op, root.position) for root in roots)
         key = (done.path.line if done.path is not None else None, made, done.function)
         loss = self._by_key.get(key)
         if loss is None:
-            clock = max(done.clock, self.losses[-1].clock if self.losses else 0)
-            loss = self._by_key[key] = Loss(len(self.losses), list(roots), done.path, done.function, clock)
+            loss = self._by_key[key] = Loss(len(self.losses), list(roots), done.path, done.function)
             self.losses.append(loss)
         done.loss, done.step = loss, loss.count
         loss.count += 1
-        loss.last = done.number
-        return Source(loss.index, done.number, done.step, done.clock)
+        return loss
 
     def stopped(self, done: Pass, failure: PassFailure) -> None:
         """A pass has failed, and this is where."""
-        freeing = [loss for loss in self.losses if loss.freed is not None and failure.place in loss.reached]
         done.failure = failure
-        done.freed_by = max(freeing, key=lambda loss: loss.freed or 0, default=None)
+        done.freed_by = self._freed(failure.place)
+
+    def used_up(self, place: Place) -> Loss | None:
+        """The loss whose pass has used up the graph of what was last made at a place; None while nothing has."""
+        loss = self._freed(place.index)
+        return loss if loss is not None and place.last_clock < loss.freed_at else None
+
+    def _freed(self, place: int | None) -> Loss | None:
+        """The loss that was the last to free a graph through a place, or None."""
+        freeing = [loss for loss in self.losses if loss.freed is not None and place in loss.reached]
+        return max(freeing, key=lambda loss: loss.freed or 0, default=None)
 
     def end(self, done: Pass) -> None:
         """A pass has run: add it to its loss."""
-        if done.loss is None:
-            self.started_from(done, [])
-        loss = done.loss
-        assert loss is not None  # noqa: S101 - for the type checker: it has just been set
+        loss = done.loss or self._assign(done, [])
         loss.seconds += done.seconds
         loss.error = done.error or loss.error
         if done.frees_graph and done.error is None:

@@ -97,16 +97,21 @@ class Paths:
             sites.append(site)
             frame = frame.f_back
         found = tuple(sites)
-        mark = self._modules.see(modules, found)
-        if (found, mark) in self._interned:
-            return self._interned[found, mark]
-        path = self._interned[found, mark] = Path(found, mark, function_apply, clip)
-        if found:
-            path.statement = (found[1:], *self._line(found[0]))
-            path.line = self._line(next((site for site in found if not is_torchs(site.code)), found[0]))
+        path = self._path(found, self._modules.see(modules, found))
+        path.function_apply, path.clip = function_apply, clip
         if function_apply is not None:
             outside = [running for running in modules if running[1] > function_apply]
             path.outer_module = self._modules.see(outside, found)
+        return path
+
+    def _path(self, sites: tuple[Site, ...], module: ModuleMark | None) -> Path:
+        """The one path through these sites, in this module."""
+        path = self._interned.get((sites, module))
+        if path is None:
+            path = self._interned[sites, module] = Path(sites, module)
+            if sites:
+                path.statement = (sites[1:], *self._line(sites[0]))
+                path.line = self._line(next((site for site in sites if not is_torchs(site.code)), sites[0]))
         return path
 
     def _line(self, site: Site) -> tuple[CodeType, int]:
@@ -124,7 +129,7 @@ class Paths:
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
-        outer = self._beyond(path, path.function_apply or 0, path.outer_module)
+        outer = self._path(path.sites[(path.function_apply or 0) + 1 :], path.outer_module)
         if len(self._applies) > _REMEMBERED:
             self._applies.clear()
         self._applies[torch._C._autograd._get_sequence_nr() - 1] = outer
@@ -132,13 +137,7 @@ class Paths:
 
     def outside_clipping(self, path: Path) -> Path:
         """Where a function that clips gradients was called."""
-        return self._beyond(path, path.clip or 0, path.module)
-
-    def _beyond(self, path: Path, index: int, module: ModuleMark | None) -> Path:
-        sites = path.sites[index + 1 :]
-        if (sites, module) not in self._interned:
-            self._interned[sites, module] = Path(sites, module)
-        return self._interned[sites, module]
+        return self._path(path.sites[(path.clip or 0) + 1 :], path.module)
 
     def applied(self, node: Any) -> Path | None:
         """Where the custom Function behind an autograd node was applied, as far as that was seen."""

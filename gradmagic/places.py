@@ -23,24 +23,18 @@ class Path:
 
     __slots__ = ("clip", "function_apply", "line", "module", "outer_module", "sites", "statement")
 
-    def __init__(
-        self,
-        sites: tuple[Site, ...],
-        module: ModuleMark | None,
-        function_apply: int | None = None,
-        clip: int | None = None,
-    ) -> None:
+    def __init__(self, sites: tuple[Site, ...], module: ModuleMark | None) -> None:
         self.sites = sites
         self.module = module
         self.outer_module: ModuleMark | None = None
         """The module that ran ``autograd.Function.apply``, when the call is inside a custom forward."""
-        self.function_apply = function_apply
+        self.function_apply: int | None = None
         """Index of the site in ``autograd.Function.apply`` when the call is inside a custom forward."""
         self.statement: object = self
         """What all calls on one line of the innermost function have in common."""
         self.line: object = self
         """The innermost line that is not PyTorch's own."""
-        self.clip = clip
+        self.clip: int | None = None
         """Index of the site in ``clip_grad_norm_`` or ``clip_grad_value_`` when the call is inside of one."""
 
 

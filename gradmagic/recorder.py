@@ -194,10 +194,11 @@ class Recorder(TorchFunctionMode):
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
         kwargs = kwargs or {}
-        if self._resting and self._still_rests(sys._getframe(1)):
-            return self._calls.by(sys._getframe(1))(func, args, kwargs)
+        frame = sys._getframe(1)
+        call = self._calls.by(frame)
+        if self._resting and self._still_rests(frame):
+            return call(func, args, kwargs)
         interceptor = None if inside_transform() else self._interceptors.get(func)
-        call = self._calls.by(sys._getframe(1))
         try:
             result = call(func, args, kwargs) if interceptor is None else interceptor(partial(call, func), args, kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
@@ -273,24 +274,23 @@ class Recorder(TorchFunctionMode):
             self._gradient_changed(entry.gradient_of, path, name, self.watcher)
         if place is None:
             return
-        base = self.entry(tensor._base) if tensor._base is not None else None
-        base_place = base.place if base is not None else None
+        base = self.place_of(tensor._base)
         unseen = place.op == "data"
-        of_base = base_place.index if base_place is not None else None
+        of_base = base.index if base is not None else None
         change = Change(place.index, of_base, version_of(tensor), path, name, self.tick(), unseen)
         self.changes.note(tensor, change)
-        leaves = [self.places[index] for index in place.parents] if unseen else [place]
-        for leaf in leaves if self.watcher is not None else ():
-            if leaf.is_leaf and leaf.requires_grad and self.watcher is not None:
+        if self.watcher is None:
+            return
+        for leaf in [self.places[index] for index in place.parents] if unseen else [place]:
+            if leaf.is_leaf and leaf.requires_grad:
                 self.watcher.updated(leaf, path)
 
     def _gradient_changed(self, ref: TensorWeakRef, path: Path, name: str, watcher: Watcher) -> None:
         """A ``.grad`` was changed in place."""
-        owner = ref()
-        entry = self.entry(owner) if owner is not None else None
-        place = entry.place if entry is not None else None
         if path.clip is not None:
             return
+        owner = ref()
+        place = self.place_of(owner)
         if name.removeprefix("_foreach_") in ("zero_", "zero"):
             self._cleared(owner, place, path)
         else:
@@ -306,8 +306,8 @@ class Recorder(TorchFunctionMode):
         """Inside `clip_grad_norm_` and `clip_grad_value_`: the total norm is the norm of the stacked single norms."""
         if self.watcher is None:
             return
-        entry = self.entry(args[0]) if args and isinstance(args[0], Tensor) else None
-        stacked = entry is not None and entry.place is not None and entry.place.op == "stack"
+        given = self.place_of(args[0]) if args and isinstance(args[0], Tensor) else None
+        stacked = given is not None and given.op == "stack"
         if name.endswith("vector_norm") and stacked and "max_norm" in frame.f_locals:
             self.watcher.clipped_norm(result, frame.f_locals["max_norm"], self.paths.outside_clipping(path))
         elif name.removeprefix("_foreach_") in ("clamp_", "clamp_min_") and "clip_value" in frame.f_locals:
@@ -317,8 +317,7 @@ class Recorder(TorchFunctionMode):
         """What the diagnosis wants to know of some operations: which units answer, what number it multiplies by."""
         if name not in ACTIVATIONS and name not in ("mul", "div"):
             return
-        entry = self.entry(result)
-        place = entry.place if entry is not None else None
+        place = self.place_of(result)
         if place is None or place.transformed:
             return
         if name in ACTIVATIONS:
@@ -351,9 +350,9 @@ class Recorder(TorchFunctionMode):
             # A gradient that is looked at is no new tensor.
             entry = self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
             entry.gradient_of = TensorWeakRef(args[0])
-            owner = self.entry(args[0])
-            if owner is not None and owner.place is not None and not is_torchs(sys._getframe(3).f_code):
-                owner.place.read = True
+            owner = self.place_of(args[0])
+            if owner is not None and not is_torchs(sys._getframe(3).f_code):
+                owner.read = True
             return []
         if getattr(func, "__module__", None) == "torch.nn.init":
             return []
@@ -362,8 +361,7 @@ class Recorder(TorchFunctionMode):
     def _property_set(self, func: Any, args: tuple[Any, ...]) -> None:
         if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2:
             return
-        entry = self.entry(args[0])
-        place = entry.place if entry is not None else None
+        place = self.place_of(args[0])
         if args[1] is None:
             self._cleared(args[0], place, self.paths.of(sys._getframe(4)))
         elif self.watcher is not None:
@@ -444,6 +442,11 @@ class Recorder(TorchFunctionMode):
         self._new_version(before, applied or path, name or "changed in place", (), tensor, [])
         return self.places[before.successor.index] if before.successor is not None else before
 
+    def place_of(self, tensor: Tensor | None) -> Place | None:
+        """The place of the newest version of this very tensor object, or None."""
+        entry = self.entry(tensor) if tensor is not None else None
+        return entry.place if entry is not None else None
+
     def entry(self, tensor: Tensor) -> Entry | None:
         """What is known of this very tensor object."""
         entry = self._entries.get(id(tensor))
@@ -471,9 +474,7 @@ class Recorder(TorchFunctionMode):
             several = len(node._input_metadata) > 1 if node is not None else False
             place = self._place(applied, name, (tensor.output_nr,) if several else ())
         else:
-            place = self._left_by_another(path, tensor, argument) or self._place(
-                path, _adopted_key(tensor, argument), ()
-            )
+            place = self._adopted_place(path, tensor, argument)
             place.adopted = argument
         place.op = name
         self._occurrence(place, tensor)
@@ -481,15 +482,21 @@ class Recorder(TorchFunctionMode):
             self._stand_in_order(place, node)
         return place
 
-    def _left_by_another(self, path: Path, tensor: Tensor, argument: tuple[int, int]) -> Place | None:
-        """The place of a leaf that is gone and was used just so: a loop may make its parameters anew each round."""
+    def _adopted_place(self, path: Path, tensor: Tensor, argument: tuple[int, int]) -> Place:
+        """A place for a tensor that was not seen at its birth.
+
+        A leaf gets that of one which is gone and was used just so: a loop may make its parameters anew each round.
+        """
         if argument is _HELD or not tensor.is_leaf or not tensor.requires_grad:
-            return None
+            return self._place(path, _adopted_key(tensor, argument), ())
         places = self._leaves.setdefault((id(path), argument), [])
         gone = next((place for place in places if place.ref is not None and place.ref() is None), None)
-        if gone is None and len(places) < _FOLDED_OUTPUTS:
-            places.append(self._place(path, _adopted_key(tensor, argument), ()))
-        return gone
+        if gone is not None:
+            return gone
+        place = self._place(path, _adopted_key(tensor, argument), ())
+        if len(places) < _FOLDED_OUTPUTS:
+            places.append(place)
+        return place
 
     def _stand_in_order(self, place: Place, node: Any) -> None:
         """A tensor that is only noticed at its use was made earlier: autograd numbers its nodes as they are made."""

@@ -364,21 +364,23 @@ def _only_returned(draft: Draft, losses: Sequence[Loss]) -> bool:
 def _last_gradient(places: Sequence[Place]) -> GradStats | None:
     """Statistics of the last gradient of the last occurrence over all places."""
     found = []
-    offset = 0
-    for place in places:
+    for offset, place in _counted_on(places):
         if place.last_gradient is not None:
             occurrence, number, pending = place.last_gradient
             found.append((offset + occurrence, number, pending))
-        offset += place.count
     return max(found, key=lambda last: last[:2])[2].result() if found else None
 
 
 def _parts(places: Sequence[Place]) -> Iterator[tuple[int, GrowingSeries]]:
-    """The series of a row, with the number of occurrences of the places before."""
+    """The series of a row, each with what its occurrences are counted from."""
+    return ((offset, series) for offset, place in _counted_on(places) for series in place.series.values())
+
+
+def _counted_on(places: Sequence[Place]) -> Iterator[tuple[int, Place]]:
+    """The places of a row, each with the number of occurrences of those before it."""
     offset = 0
     for place in places:
-        for series in place.series.values():
-            yield offset, series
+        yield offset, place
         offset += place.count
 
 

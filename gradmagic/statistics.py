@@ -70,11 +70,6 @@ class Pending:
         found._stats = stats
         return found
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the numbers can be had without waiting for a device."""
-        return self._stats is not None or self.waiting is None or self.waiting.tensor is None
-
     def is_bad(self) -> bool:
         """Whether NaN or infinities are known of; False while the numbers are still on their device."""
         return self._stats is not None and bool(self._stats.nan_count or self._stats.inf_count)
@@ -102,7 +97,7 @@ class Backlog:
     """What is to be done once numbers have arrived from their device. On the CPU nothing waits."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[Waiting, Callable[[], None]]] = []
+        self._due: list[tuple[Waiting | None, Callable[[], None]]] = []
 
     def when_known(self, waiting: Waiting | None, then: Callable[[], None]) -> None:
         """Call `then` when the numbers are there: now, or in one go with all others.
@@ -113,7 +108,7 @@ class Backlog:
         if (waiting is None or waiting.tensor is None) and not self._due:
             then()
             return
-        self._due.append((waiting or Waiting(torch.empty(0)), then))
+        self._due.append((waiting, then))
         if len(self._due) >= _MOST_WAITING:
             self.settle()
 
@@ -122,7 +117,7 @@ class Backlog:
         due, self._due = self._due, []
         by_device: dict[torch.device, list[Waiting]] = {}
         for waiting, _ in due:
-            if waiting.tensor is not None:
+            if waiting is not None and waiting.tensor is not None:
                 by_device.setdefault(waiting.tensor.device, []).append(waiting)
         for group in by_device.values():
             _read(group)

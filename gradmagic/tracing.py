@@ -24,8 +24,7 @@ from .history import History
 from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
-from .passes import Loss
-from .places import Entry, Path
+from .places import Path
 from .recorder import Recorder
 from .records import Finding
 from .report import Report
@@ -286,7 +285,7 @@ class _Finish:
         recorder = self._state.recorder
         recorder.look_again()
         namespace = look_through(self._variables, _is_tensor, _is_module, _is_trainer)
-        nowhere = Path((), None, None)
+        nowhere = Path((), None)
         for tensor in namespace.found:
             recorder.take_in(tensor, nowhere, recorder.made_here)
         return namespace
@@ -358,13 +357,13 @@ class _Finish:
 
     def _used_by_grad(self, root: Tensor, namespace: Namespace) -> NoRoot | None:
         """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""
-        entry = self._state.recorder.entry(root)
-        for loss in self._state.ledger.log.losses:
-            if loss.freed is not None and loss.path is not None and _went_through(loss, entry):
-                site = self._state.sources.person_site(loss.path.sites)
-                where = str(self._state.sources.location(site)) if site is not None else ""
-                return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=loss.function)
-        return None
+        place = self._state.recorder.place_of(root)
+        loss = self._state.ledger.log.used_up(place) if place is not None else None
+        if loss is None or loss.path is None:
+            return None
+        site = self._state.sources.person_site(loss.path.sites)
+        where = str(self._state.sources.location(site)) if site is not None else ""
+        return NoRoot("graph_used_up", namespace.name_of(root) or "the loss", where=where, by=loss.function)
 
     def _why_no_root(self, namespace: Namespace) -> NoRoot:
         recorder = self._state.recorder
@@ -392,8 +391,7 @@ class _Finish:
         return found.index if found is not None else None
 
     def _expression_of(self, tensor: Tensor) -> str:
-        entry = self._state.recorder.entry(tensor)
-        place = entry.place if entry is not None else None
+        place = self._state.recorder.place_of(tensor)
         site = self._state.sources.person_site(place.path.sites) if place is not None else None
         return self._state.sources.expression(site) if site is not None else "the last expression"
 
@@ -427,8 +425,8 @@ class _Finish:
         reached = newest.reached if newest is not None else set()
         names = []
         for tensor in self._candidates:
-            entry = recorder.entry(tensor)
-            if entry is not None and entry.place is not None and entry.place.index not in reached:
+            place = recorder.place_of(tensor)
+            if place is not None and place.index not in reached:
                 names.append(namespace.name_of(tensor) or "")
         return tuple(name for name in names if name)
 
@@ -459,14 +457,6 @@ def _disclose(faults: Mapping[str, int]) -> list[Finding]:
         detail="\n".join(list(faults)[:10]),
     )
     return [finding]
-
-
-def _went_through(loss: Loss, entry: Entry | None) -> bool:
-    """Whether the passes of a loss have used up the graph of a tensor: they began there, or came through it since."""
-    place = entry.place if entry is not None else None
-    if place is None:
-        return False
-    return place in loss.roots or (place.index in loss.reached and place.last_clock < loss.freed_at)
 
 
 def _is_tensor(value: object) -> bool:

@@ -395,6 +395,20 @@ def test_gradtrace_runs_no_backward_where_a_second_autograd_grad_has_used_up_the
     assert [found.kind for found in report.findings if found.severity != "info"] == []
 
 
+def test_gradtrace_runs_backward_where_the_last_graph_is_still_whole() -> None:
+    """`autograd.grad` has used up those of the rounds before, at the same line; the last round's is new."""
+    report, _ = run_traced(
+        "w = torch.tensor([1.0, 2.0], requires_grad=True)\nfor step in range(3):\n    loss = w.pow(2).sum()\n"
+        "    if step < 2:\n        torch.autograd.grad(loss, w)\n"
+    )
+    assert [(done.function, done.run_by) for done in report.passes] == [
+        ("autograd.grad", "cell"),
+        ("autograd.grad", "cell"),
+        ("backward", "gradtrace"),
+    ]
+    assert report.findings == []
+
+
 def test_truncated_backpropagation_counts_time_within_each_chunk() -> None:
     """Each pass reaches its own five steps."""
     report, _ = compared(SITUATIONS["truncated backpropagation through time"])

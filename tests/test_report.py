@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sample_reports import HOSTILE, SAMPLES, constant, hostile, odd, quickstart, rnn, row, small
+from sample_reports import HOSTILE, SAMPLES, constant, gan, hostile, odd, quickstart, rnn, row, small
 
 from gradmagic.report import Report, ReportOptions, TensorNotFoundError, is_surprise
 
@@ -241,3 +241,29 @@ def test_gradients_of_a_scaled_loss_are_shown_without_the_scale_and_exported_wit
     assert report["w"].grad is not None
     assert report["w"].grad.norm == 2048.0
     assert report.to_dict()["scale"] == 1024.0
+
+
+def test_the_long_form_has_a_line_for_each_gradient() -> None:
+    """Which row, which loss at which line, which pass, step and time, and its numbers; CSV and pandas alike."""
+    report = gan()
+    frame = report.to_pandas(long=True)
+    assert len(frame) == sum(len(row.grads) for row in report.rows)
+    weight = frame[frame["name"] == "D.weight"]
+    assert weight["loss"].tolist() == ["lossD", "lossG"] * 3
+    assert weight["loss_place"].tolist() == ["line 12", "line 20"] * 3
+    assert weight["pass"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert weight["step"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert weight["norm"].tolist() == [0.5, 0.04, 0.4, 0.05, 0.3, 0.06]
+    lines = list(csv.DictReader(io.StringIO(report.to_csv(long=True))))
+    assert [(line["name"], line["pass"], float(line["norm"])) for line in lines] == [
+        (name, str(number), norm)
+        for name, number, norm in zip(frame["name"], frame["pass"], frame["norm"], strict=True)
+    ]
+    times = rnn().to_pandas(long=True)
+    assert times[times["name"] == "h"]["time"].tolist() == list(range(50))
+
+
+def test_the_long_form_of_a_report_without_gradients_has_its_columns() -> None:
+    """An empty table is still that table."""
+    assert list(Report().to_pandas(long=True).columns) == list(gan().to_pandas(long=True).columns)
+    assert len(Report().to_csv(long=True).splitlines()) == 1

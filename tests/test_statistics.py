@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gradmagic.statistics import activity, measure
+from gradmagic.statistics import _MOST_WAITING, Backlog, Waiting, activity, measure
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1000, 33)]
 
@@ -117,3 +117,41 @@ def test_a_clamp_with_other_bounds_is_no_activation() -> None:
     x = torch.ones(3)
     assert activity("clamp", (x, -1, 1), {}, x) is None
     assert activity("clamp", (x,), {"min": 0}, x) is not None
+
+
+def on_a_device(*numbers: float) -> Waiting:
+    """Numbers as they wait on a device, without one."""
+    waiting = Waiting(torch.empty(0))
+    waiting._tensor = torch.tensor(numbers, dtype=torch.float64)
+    return waiting
+
+
+def test_what_waits_on_a_device_is_read_in_one_go_and_done_in_order() -> None:
+    """Also what is known already, when something before it still waits."""
+    backlog = Backlog()
+    done: list[list[float]] = []
+    first, second = on_a_device(1.0, 2.0), on_a_device(3.0)
+    for waiting in (first, second, Waiting(torch.tensor([4.0]))):
+        backlog.when_known(waiting, lambda waiting=waiting: done.append(waiting.numbers()))
+    backlog.when_known(None, lambda: done.append([]))
+    assert done == []
+    backlog.settle()
+    assert done == [[1.0, 2.0], [3.0], [4.0], []]
+    assert first.tensor is second.tensor is None
+
+
+def test_on_the_cpu_nothing_waits() -> None:
+    """What is to be done is done at once."""
+    done: list[int] = []
+    Backlog().when_known(Waiting(torch.tensor([4.0])), lambda: done.append(1))
+    assert done == [1]
+
+
+def test_the_backlog_is_bounded() -> None:
+    """One wait for the device for many thousand gradients, in a cell that makes more of them."""
+    backlog = Backlog()
+    done: list[float] = []
+    for number in range(_MOST_WAITING + 5):
+        waiting = on_a_device(float(number))
+        backlog.when_known(waiting, lambda waiting=waiting: done.extend(waiting.numbers()))
+    assert done == [float(number) for number in range(_MOST_WAITING)]

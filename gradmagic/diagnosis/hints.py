@@ -72,14 +72,13 @@ def in_statement(location: Location, new: str) -> str:
     return location.statement.replace(location.text, new if whole else in_brackets(new), 1)
 
 
-def with_exchanged(statement: str, part: str, new: str) -> str:
-    """A statement with the last occurrence of an expression exchanged; empty where there is none."""
-    try:
-        tree, wanted = ast.parse(statement), ast.dump(ast.parse(part, mode="eval").body)
-    except SyntaxError:
-        return ""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.expr) and ast.dump(node) == wanted]
-    return exchanged(statement, _piece(statement, found[-1]), new) if found else ""
+def occurrences(part: str, statement: str) -> list[Piece]:
+    """Where an expression stands in a statement, however it is written there."""
+    tree, wanted = _statement(statement), _parsed(part)
+    if tree is None or wanted is None:
+        return []
+    same = ast.dump(wanted)
+    return [_piece(statement, node) for node in ast.walk(tree) if isinstance(node, ast.expr) and ast.dump(node) == same]
 
 
 def in_brackets(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Sequence
 
 from ..records import Finding, Location
@@ -57,11 +56,15 @@ def _strays(run: RunFacts, flow: Flow) -> dict[int, list[int]]:
     """
     found = {}
     for loss in range(len(run.losses)):
-        own = {index for index, row in enumerate(run.rows) if loss in row.own}
-        behind = _downstream(run, flow, loss, own)
+        behind = _downstream(run, flow, loss, _learners(run, loss))
         lost = [index for index, row in enumerate(run.rows) if loss in row.strays - row.own and row.own]
         found[loss] = [index for index in lost if not _is_needed(run, flow, loss, index, behind)]
     return {loss: rows for loss, rows in found.items() if rows and not _take_turns(run, loss, rows, found)}
+
+
+def _learners(run: RunFacts, loss: int) -> set[int]:
+    """The leaves that are updated after passes of a loss."""
+    return {index for index, row in enumerate(run.rows) if loss in row.own}
 
 
 def _downstream(run: RunFacts, flow: Flow, loss: int, leaves: Iterable[int]) -> set[int]:
@@ -83,18 +86,17 @@ def _is_needed(run: RunFacts, flow: Flow, loss: int, leaf: int, behind: set[int]
 
 def _take_turns(run: RunFacts, loss: int, rows: Sequence[int], found: dict[int, list[int]]) -> bool:
     theirs = {other for index in rows for other in run.rows[index].own}
-    ours = {index for index, row in enumerate(run.rows) if loss in row.own}
+    ours = _learners(run, loss)
     return any(ours & set(found.get(other, ())) for other in theirs)
 
 
 def _stray(run: RunFacts, flow: Flow, loss: int, rows: Sequence[int]) -> Finding:
     ran = run.losses[loss]
-    own = {index for index, row in enumerate(run.rows) if loss in row.own}
-    behind = _downstream(run, flow, loss, own)
+    behind = _downstream(run, flow, loss, _learners(run, loss))
     way = _downstream(run, flow, loss, rows) - behind
     edges = [(row, use) for row in sorted(way) for use in flow.consumers.get(row, ()) if use in way | behind]
-    learners = [run.rows[index] for index in rows]
-    message = f"{by_module(learners)} {_gets(learners)} a gradient from `{ran.root}` ({ran.where}), after which only others are updated"
+    strays = [run.rows[index] for index in rows]
+    message = f"{by_module(strays)} {'gets' if len(strays) == 1 else 'get'} a gradient from `{ran.root}` ({ran.where}), after which only others are updated"
     where, hint = (None, "")
     if edges:
         carrier, where = _meeting([(run.rows[row], run.rows[use]) for row, use in edges])
@@ -105,15 +107,11 @@ def _stray(run: RunFacts, flow: Flow, loss: int, rows: Sequence[int]) -> Finding
     return Finding(
         kind="stray_gradient",
         severity="warning",
-        message=f"{message} {_consequence(loss, learners)}",
+        message=f"{message} {_consequence(loss, strays)}",
         hint=hint or "Detach it before it enters the other graph.",
         location=where or ran.location,
         rows=tuple(rows),
     )
-
-
-def _gets(rows: Sequence[RowFacts]) -> str:
-    return "gets" if len(rows) == 1 else "get"
 
 
 def _consequence(loss: int, rows: Sequence[RowFacts]) -> str:
@@ -148,17 +146,9 @@ def _name_in(row: RowFacts, where: Location) -> str:
     """What a line calls a row: a name of its, or its expression."""
     statement = where.statement or where.text
     for name in (row.name, *(frame.text for frame in row.frames)):
-        if name and _occurs(name, statement):
+        if name and hints.occurrences(name, statement):
             return name
     return ""
-
-
-def _occurs(part: str, statement: str) -> bool:
-    try:
-        tree, wanted = ast.parse(statement), ast.dump(ast.parse(part, mode="eval").body)
-    except SyntaxError:
-        return False
-    return any(isinstance(node, ast.expr) and ast.dump(node) == wanted for node in ast.walk(tree))
 
 
 def _as_words(row: RowFacts, where: Location) -> str:
@@ -169,10 +159,9 @@ def _as_words(row: RowFacts, where: Location) -> str:
 
 def _detached(row: RowFacts, where: Location) -> str:
     """The line with the tensor detached; empty where the line does not name it."""
-    name = _name_in(row, where)
-    return (
-        hints.with_exchanged(where.statement or where.text, name, f"{hints.in_brackets(name)}.detach()") if name else ""
-    )
+    statement, name = where.statement or where.text, _name_in(row, where)
+    found = hints.occurrences(name, statement) if name else []
+    return hints.exchanged(statement, found[-1], f"{hints.in_brackets(name)}.detach()") if found else ""
 
 
 # ---- gradients that are still there

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable
 
-from ..curves import Curve, GradSeries
+from ..curves import Curve, CurvePoint, GradSeries
 from .numbers import short
 from .scale import sparkline
 from .view import RowView, Spark
@@ -21,21 +22,21 @@ def gradient_spark(series: GradSeries, label: str = "") -> Spark | None:
 
     Where each of several passes has several time steps, each pass is drawn by the largest norm in it.
     """
-    if len(series) < 2:
-        return None
     summaries = series.summaries()
+    if not summaries:
+        return None
     if len(summaries) == 1:
-        return _spark("t", series.times, series.norm, label, _factor(summaries[0].factor, series))
-    steps = [summary.step for summary in summaries]
-    norms = [summary.last if math.isnan(summary.largest) else summary.largest for summary in summaries]
+        return _spark("t", Curve(series.times, series.norm), label, _factor(summaries[0].factor, series))
+    steps = array("q", [summary.step for summary in summaries])
+    norms = array("d", [s.last if math.isnan(s.largest) else s.largest for s in summaries])
     times = max(series.times)
     within = f" · {times + 1} t{_factor(summaries[-1].factor, series.last_pass())}" if times else ""
-    return _spark("step", steps, norms, label, within)
+    return _spark("step", Curve(steps, norms), label, within)
 
 
 def curve_spark(curve: Curve) -> Spark | None:
     """The numbers of a curve; None for less than two."""
-    return _spark("step", curve.steps, curve.values, "", "") if len(curve) > 1 else None
+    return _spark("step", curve, "", "")
 
 
 def legend(rows: Iterable[RowView]) -> str:
@@ -48,27 +49,35 @@ def legend(rows: Iterable[RowView]) -> str:
     return f"sparklines: {signs}{factor if any('/t' in each for each in words) else ''}"
 
 
-def _spark(index: str, positions: Sequence[int], values: Sequence[float], label: str, more: str) -> Spark:
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else (values[0], values[-1])
-    at = {extreme: positions[list(values).index(extreme)] for extreme in (low, high)} if finite else {}
+def _spark(index: str, curve: Curve, label: str, more: str) -> Spark | None:
+    """The curve in signs and words; `index` is what its steps are called."""
+    first, last, low, high = curve.first, curve.last, curve.smallest, curve.largest
+    if first is None or last is None or len(curve) < 2:
+        return None
     title = (
-        f"{index} {positions[0]}…{positions[-1]}: first {_short(values[0])}, last {_short(values[-1])}"
-        f", smallest {_short(low)} ({index} {at.get(low, '?')}), largest {_short(high)} ({index} {at.get(high, '?')})"
+        f"{index} {first.step}…{last.step}: first {_short(first.value)}, last {_short(last.value)}"
+        f", smallest {_where(index, low, first)}, largest {_where(index, high, last)}"
     )
-    if len({_short(value) for value in (values[0], values[-1], low, high)}) == 1:
-        return Spark((), title, label, f"always {_short(low)}{more}")
-    levels = sparkline(values, positions, WIDTH, LEVELS)
-    return Spark(levels, title, label, _words(values, low, high, at) + more)
+    if len({_short(point.value) for point in (first, last, low, high) if point is not None}) == 1:
+        return Spark((), title, label, f"always {_short(first.value)}{more}")
+    levels = sparkline(curve.values, curve.steps, WIDTH, LEVELS)
+    return Spark(levels, title, label, _words(first, last, low, high) + more)
 
 
-def _words(values: Sequence[float], low: float, high: float, at: Mapping[float, int]) -> str:
+def _where(index: str, extreme: CurvePoint | None, end: CurvePoint) -> str:
+    """An extreme and its step; where nothing is finite, what stands at the end."""
+    return (
+        f"{_short(end.value)} ({index} ?)" if extreme is None else f"{_short(extreme.value)} ({index} {extreme.step})"
+    )
+
+
+def _words(first: CurvePoint, last: CurvePoint, low: CurvePoint | None, high: CurvePoint | None) -> str:
     """``2.1→0.012 ↑4.5@3``: the extremes where they are not at the ends."""
-    ends = _short(values[0]), _short(values[-1])
+    ends = _short(first.value), _short(last.value)
     words = "→".join(ends)
     for sign, extreme in (("↓", low), ("↑", high)):
-        if _short(extreme) not in ends:
-            words += f" {sign}{_short(extreme)}@{at[extreme]}"
+        if extreme is not None and _short(extreme.value) not in ends:
+            words += f" {sign}{_short(extreme.value)}@{extreme.step}"
     return words
 
 
