@@ -21,6 +21,8 @@ from .view import ReportView
 MINUS = "\N{MINUS SIGN}"
 LONGEST = 64
 BAR_PIXELS = 120
+BAR_PIXELS_BESIDE_UPDATES = 40
+"""With the column of updates the table is as wide as a notebook; so that the notes fit in, the bars give way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,8 @@ def _render(template: str, view: ReportView, **more: str) -> str:
         note=any(row.note or row.sparks for row in view.rows),
         update=any(row.update for row in view.rows),
     )
-    return _environment().get_template(template).render(view=view, shows=shows, signs=SIGNS, **more)
+    longest = BAR_PIXELS_BESIDE_UPDATES if shows.update else BAR_PIXELS
+    return _environment().get_template(template).render(view=view, shows=shows, signs=SIGNS, longest=longest, **more)
 
 
 @cache
@@ -82,5 +85,5 @@ def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _pixels(share: float) -> int:
-    return round(share * BAR_PIXELS)
+def _pixels(share: float, longest: int) -> int:
+    return round(share * longest)
