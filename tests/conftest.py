@@ -1,4 +1,4 @@
-"""One switch for all golden files: ``pytest --refresh-golden`` writes what the code gives now."""
+"""Two switches: ``pytest --slow`` runs everything; ``pytest --refresh-golden`` writes what the code gives now."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--slow", action="store_true", help="run whole databases and thousands of programs too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes many minutes; run it with --slow"))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from plain import assert_same_as_plain, run_traced
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.real]
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"

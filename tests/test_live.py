@@ -139,7 +139,7 @@ class Recorded(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("then", "error"), [("pass", ""), ("if step == 36: raise KeyboardInterrupt", "KeyboardInterrupt")]
 )
@@ -175,7 +175,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         opened.child.close(force=True)
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_in_a_terminal_the_table_is_drawn_over_itself_and_what_is_printed_stands_above(terminal: Terminal) -> None:
     """The cursor goes up and lines are erased; at the end one table is left, and stdout is what it was."""
     terminal.run("before = sys.stdout")
@@ -194,7 +194,7 @@ def test_in_a_terminal_the_table_is_drawn_over_itself_and_what_is_printed_stands
     assert "True" in terminal.run("before is sys.stdout")
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_an_interrupt_in_a_terminal_keeps_what_was_recorded(terminal: Terminal) -> None:
     """Ctrl-C: the traceback, the report of the passes until then, and a prompt."""
     terminal.child.send("%%gradtrace --live" + LOOP.format(then="pass").replace("40", "4000").rstrip() + "\n\n\n")

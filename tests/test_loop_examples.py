@@ -24,7 +24,7 @@ from test_examples import ROOT, assert_same_text, is_traced, words_of
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.real]
 
 Findings = list[tuple[str, int | None]]
 

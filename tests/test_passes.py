@@ -584,7 +584,7 @@ print(run.report.pass_count)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures the process as Linux tells it")
 def test_memory_stays_flat_over_20_000_training_steps(tmp_path: Path) -> None:
     """Between step 4,000 and 20,000 the process grows by less than 8 MB, 500 bytes a step; a loss module a step too."""

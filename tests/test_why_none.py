@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from test_examples import ROOT, is_traced
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.real]
 
 NOTEBOOK = ROOT / "examples" / "why_none.ipynb"
 
