@@ -172,7 +172,7 @@ class Ledger:
         finally:
             done.seconds = time.perf_counter() - start
             listener.detach()
-            done.births = listener.watch.births
+            done.births, done.nodes, done.hidden = listener.watch.births, listener.nodes, listener.hidden
             self.log.end(done)
 
     def _note_failure(

@@ -81,6 +81,21 @@ class Step:
     outputs: set[int]
 
 
+@dataclass(slots=True)
+class NodeCount:
+    """Autograd nodes on the way from roots to leaves; see `records.Coverage`."""
+
+    seen: int = 0
+    named: int = 0
+    inner: int = 0
+
+    def add(self, other: NodeCount) -> None:
+        """Count those of another pass too."""
+        self.seen += other.seen
+        self.named += other.named
+        self.inner += other.inner
+
+
 def nodes_below(roots: Sequence[Tensor]) -> tuple[dict[int, Step], bool]:
     """Every node below the roots by its ``id``, each after a node that consumes it; and whether that is all.
 
@@ -116,6 +131,8 @@ class Listener:
         now_at: ``id`` of the node that is running, or ran last.
         watch: where gradients went bad.
         source: which pass it is; known before the first gradient flows.
+        nodes: how many nodes the graph has.
+        hidden: see `passes.Pass.hidden`.
     """
 
     def __init__(self, recorder: Recorder, path: Path) -> None:
@@ -131,6 +148,9 @@ class Listener:
         self.now_at: int | None = None
         self.watch = BirthWatch({})
         self.source = Source(0, 0, 0, 0)
+        self.nodes = NodeCount()
+        self.hidden: dict[int, set[int]] = {}
+        self._owners: dict[int, Owner | None] = {}
 
     def attach(self, roots: Sequence[Tensor], steps: dict[int, Step]) -> list[Tensor]:
         """Hook every node below the roots; returns the leaves found."""
@@ -139,7 +159,8 @@ class Listener:
         self._take_in_persons(steps)
         leaves: list[Tensor] = []
         self.watch = BirthWatch({key: step.consumers for key, step in steps.items()})
-        owners: dict[int, Owner | None] = {}
+        owners = self._owners
+        self.nodes.seen = len(steps)
         for key, step in steps.items():
             consumer = owners[step.consumers[0]] if step.consumers else None
             owners[key] = owner = self._listen(step.node, consumer, leaves)
@@ -165,6 +186,9 @@ class Listener:
                 self._handles.append(tensor.register_hook(hook))
 
     def _received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
+        owner = self._owners.get(self.now_at) if self.now_at is not None else None
+        if owner is not None and self.complete:
+            self.hidden.setdefault(owner[0], set()).add(place)
         self.received(place, occurrence, gradient, None)
 
     def _take_in_persons(self, steps: dict[int, Step]) -> None:
@@ -182,6 +206,7 @@ class Listener:
 
     def detach(self) -> None:
         """Take every hook off."""
+        self._owners.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -203,6 +228,7 @@ class Listener:
         for late in recorder.places[known:]:
             if late.is_leaf and consumer is not None:
                 late.order = recorder.places[consumer[0]].order - 0.25
+        self.nodes.named += 1
         self._marks[id(node)] = marks
         if consumer is not None:
             recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
@@ -217,6 +243,7 @@ class Listener:
     def _listen_inside(self, node: Any, consumer: Owner | None) -> Owner | None:
         if consumer is None:
             return None
+        self.nodes.inner += 1
         # The k-th unseen node of every occurrence is the same inner step.
         number = self._inner_counts.get(consumer, 0)
         self._inner_counts[consumer] = number + 1

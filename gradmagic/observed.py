@@ -73,6 +73,11 @@ class Observer:
 
     # ---- passes
 
+    def hidden(self) -> dict[int, tuple[int, ...]]:
+        """Rows whose gradient comes out of a graph inside the backward of another row, by that row."""
+        found = {self._row(owner): self._rows(leaves) for owner, leaves in self._ledger.log.hidden.items()}
+        return {owner: rows for owner, rows in found.items() if owner is not None}
+
     def losses(self, labels: Sequence[str]) -> tuple[LossFacts, ...]:
         """What the passes started from; `labels` are those of the rows."""
         return tuple(

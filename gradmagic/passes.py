@@ -10,6 +10,7 @@ from typing import Literal
 from .births import BirthPoint
 from .curves import GrowingCurve
 from .failures import PassFailure, UnseenChange
+from .graph import NodeCount
 from .places import Path, Place, Source
 
 PassFunction = Literal["backward", "autograd.grad"]
@@ -68,6 +69,8 @@ class Pass:
         limited: it was told which tensors to give a gradient (``inputs=``).
         reached: places on the way from the roots to the leaves.
         complete: whether the graph was followed to its ends.
+        nodes: how many nodes it has.
+        hidden: places that got their gradient from a graph of its own inside the backward of another place, by that.
         value: the root's value, when it is one number; may arrive only after the cell.
         seconds: wall time.
         error: text of the error it raised, or None.
@@ -89,6 +92,8 @@ class Pass:
     limited: bool = False
     reached: set[int] = field(default_factory=set)
     complete: bool = True
+    nodes: NodeCount = field(default_factory=NodeCount)
+    hidden: dict[int, set[int]] = field(default_factory=dict)
     value: float | None = None
     seconds: float = 0.0
     error: str | None = None
@@ -120,6 +125,8 @@ class PassLog:
             failed and the first that was sick.
         count: how many there were.
         complete: whether every graph was followed to its ends.
+        nodes: how many nodes all graphs have together.
+        hidden: as `Pass.hidden`, of all passes.
     """
 
     def __init__(self) -> None:
@@ -127,6 +134,8 @@ class PassLog:
         self.kept: list[Pass] = []
         self.count = 0
         self.complete = True
+        self.nodes = NodeCount()
+        self.hidden: dict[int, set[int]] = {}
         self._by_key: dict[Hashable, Loss] = {}
         self._stride = 1
 
@@ -184,6 +193,9 @@ class PassLog:
         elif loss.usual == done.reached:
             done.reached = loss.usual  # one set for all passes of a loop
         self.complete = self.complete and done.complete
+        self.nodes.add(done.nodes)
+        for owner, leaves in done.hidden.items():
+            self.hidden.setdefault(owner, set()).update(leaves)
 
     @property
     def last(self) -> Pass | None:

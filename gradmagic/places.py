@@ -97,6 +97,7 @@ class Place:
         "last_gradient",
         "leaf_view",
         "leaves_torch",
+        "made_unseen",
         "number",
         "op",
         "order",
@@ -147,6 +148,8 @@ class Place:
         self.inherits: Place | None = None
         self.adopted: tuple[int, int] | None = None
         """For a tensor not seen at its birth: which argument of how many it was at its first use."""
+        self.made_unseen = False
+        """The block made it, but not by calls that gradtrace can see."""
         self.constant_use: Path | None = None
         """Where it was used while it did not require a gradient yet."""
         self.changed: Path | None = None

@@ -476,6 +476,7 @@ class Recorder(TorchFunctionMode):
         else:
             place = self._adopted_place(path, tensor, argument)
             place.adopted = argument
+            place.made_unseen = self.made_here(tensor)
         place.op = name
         self._occurrence(place, tensor)
         if node is not None and place.count == 1:

@@ -223,6 +223,30 @@ class BackwardPass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """How many autograd nodes lay between the roots and the leaves, and where the report has their gradients.
+
+    The graph is walked just before each pass; a node that several passes go through counts once for each of them.
+
+    Attributes:
+        seen: nodes found.
+        named: those that made a tensor of the person's code, and the leaves: rows.
+        inner: those that no Python code ever saw: inner steps of a row.
+        complete: whether every graph was followed to its ends; one of more than 15,000 operations in a row is not.
+    """
+
+    seen: int = 0
+    named: int = 0
+    inner: int = 0
+    complete: bool = True
+
+    @property
+    def missed(self) -> int:
+        """Nodes found that are neither; a finding of the kind ``not_traced`` says why."""
+        return self.seen - self.named - self.inner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
     """What one line of the cell did to gradients and weights, however often it ran.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from .records import BackwardPass, Finding, LedgerEntry, Location, TensorRow
+from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, TensorRow
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -100,6 +100,7 @@ class Report:
         ledger: every line that ran backward, stepped, cleared or clipped gradients, in the order of the source; passes
             in that of their first run.
         findings: what is worth saying about the run, the most severe first.
+        coverage: how many autograd nodes lay between the roots and the leaves, and how many of them are in the rows.
         candidates: names of further scalars that could have been the root.
         seconds: wall time of the whole traced run.
         guest: gradtrace ran backward itself; the person's next backward replaces the ``.grad`` it left.
@@ -117,6 +118,7 @@ class Report:
     pass_count: int = 0
     ledger: list[LedgerEntry] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
     candidates: tuple[str, ...] = ()
     seconds: float = 0.0
     guest: bool = False
@@ -185,6 +187,7 @@ class Report:
             "pass_count": self.pass_count,
             "ledger": _plain(self.ledger),
             "findings": _plain(self.findings),
+            "coverage": _plain(self.coverage),
             "candidates": list(self.candidates),
             "seconds": _plain(self.seconds),
             "guest": self.guest,

@@ -26,7 +26,7 @@ from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
 from .places import Path
 from .recorder import Recorder
-from .records import Finding
+from .records import Coverage
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
@@ -399,10 +399,7 @@ class _Finish:
 
     def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
-        findings = assembly.findings + _disclose(self._state.recorder.faults)
-        if not ledger.log.complete:
-            findings.append(_TOO_DEEP)
-        findings.sort(key=lambda finding: _SEVERITY[finding.severity])
+        findings = sorted(assembly.findings, key=lambda finding: _SEVERITY[finding.severity])
         root = assembly.rows[assembly.root] if assembly.root is not None else None
         return Report(
             rows=assembly.rows,
@@ -412,6 +409,7 @@ class _Finish:
             ledger=assembly.ledger,
             pass_count=ledger.log.count,
             findings=findings,
+            coverage=_coverage(ledger),
             candidates=self._candidate_names(namespace),
             seconds=time.perf_counter() - self._state.start,
             guest=self._guest,
@@ -431,32 +429,14 @@ class _Finish:
         return tuple(name for name in names if name)
 
 
-_TOO_DEEP = Finding(
-    kind="too_deep",
-    severity="info",
-    message="The graph is more than 15,000 operations deep. Gradients far from the root and far from the leaves are "
-    "left out: PyTorch could not free a graph of this depth once Python has looked at all of it.",
-    hint="Cut the history from time to time with `.detach()`, or trace fewer steps.",
-)
+def _coverage(ledger: Ledger) -> Coverage:
+    nodes = ledger.log.nodes
+    return Coverage(seen=nodes.seen, named=nodes.named, inner=nodes.inner, complete=ledger.log.complete)
 
 
 def namespace_names(namespace: Namespace) -> list[str]:
     """Every tensor's name."""
     return [name for names in namespace.tensors.values() for name in names]
-
-
-def _disclose(faults: Mapping[str, int]) -> list[Finding]:
-    """What could not be recorded is said, not hidden."""
-    if not faults:
-        return []
-    count = sum(faults.values())
-    finding = Finding(
-        kind="not_traced",
-        severity="info",
-        message=f"{count} operation{'s' if count > 1 else ''} could not be traced; the cell itself ran as always.",
-        detail="\n".join(list(faults)[:10]),
-    )
-    return [finding]
 
 
 def _is_tensor(value: object) -> bool:

@@ -51,6 +51,7 @@ class RowFacts:
         alive: the tensor still exists.
         bound_now: a variable of the person leads to it at the end.
         adopted: it was there before the cell, or unseen code made it.
+        made_unseen: unseen code made it while the cell ran.
         leaves_torch: no tensor but a number, list or array: what ``.item()`` and the like gave. It is no row.
         by_library: code of a library, not of the person's, called the operation.
         grad_enabled: False when it was made under ``torch.no_grad()``.
@@ -109,6 +110,7 @@ class RowFacts:
     alive: bool = True
     bound_now: bool = True
     adopted: bool = False
+    made_unseen: bool = False
     leaves_torch: bool = False
     by_library: bool = False
     grad_enabled: bool = True
@@ -436,6 +438,8 @@ class RunFacts:
         losses: what they started from, and where.
         steps: where optimizers stepped.
         complete: whether every graph was followed to its ends.
+        hidden: rows that got their gradient from a graph of its own inside the backward of another row, by that.
+        faults: what gradtrace itself could not record, with how often.
         optimizers, modules: those the person's variables hold, and those that ran.
         error: the exception that ended the cell, or None.
         stale: graphs of earlier cells that have gone stale.
@@ -453,6 +457,8 @@ class RunFacts:
     losses: tuple[LossFacts, ...] = ()
     steps: tuple[StepFacts, ...] = ()
     complete: bool = True
+    hidden: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
     optimizers: tuple[OptimizerFacts, ...] = ()
     modules: tuple[ModuleFacts, ...] = ()
     error: CellError | None = None

@@ -15,6 +15,7 @@ from .notebook import find_traps
 from .reasons import Verdict, explain
 from .sick import find_sickness
 from .training import find_training_faults
+from .unseen import disclose
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +41,6 @@ def diagnose(run: RunFacts) -> Diagnosis:
         *find_sickness(run, flow),
         *find_training_faults(run, flow),
         *find_traps(run, flow),
+        *disclose(run),
     ]
     return Diagnosis(verdicts, findings)

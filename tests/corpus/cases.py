@@ -43,8 +43,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Healthy:
-    """A cell with nothing wrong in it."""
+    """A cell with nothing wrong in it.
+
+    Attributes:
+        disclosed: kinds of findings that only say what gradtrace could not see.
+    """
 
     situation: str
     cell: str
     before: tuple[str, ...] = ()
+    disclosed: tuple[str, ...] = ()

@@ -1101,6 +1101,7 @@ optimizer.step()
     ),
     Healthy(
         situation="Activation checkpointing, reentrant in one block and not in the other",
+        disclosed=("hidden_in_backward",),
         cell="""\
 import torch
 from torch import nn
