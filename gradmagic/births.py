@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .statistics import Pending
+from .statistics import Pending, unbatched
 
 Owner = tuple[int, int]
 """Index of a place, and which of its occurrences."""
@@ -177,7 +177,7 @@ class _AfterNode:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for gradient in given_on:
-                if gradient is not None and _is_bad(gradient):
+                if gradient is not None and _is_bad(unbatched(gradient)):
                     self._watch.made_bad(self._key, *_where(self._node, gradient, received))
                     return
 
@@ -191,6 +191,8 @@ def _is_bad(gradient: Tensor) -> bool:
 
 def _where(node: Any, gradient: Tensor, received: Sequence[Tensor | None]) -> tuple[float | None, bool]:
     """The saved value at the first bad element, and whether the gradient that came in was zero there."""
+    if unbatched(gradient) is not gradient:
+        return None, False  # one element of a batch stands for many
     index = tuple((~gradient.isfinite()).nonzero()[0].tolist())
     upstream = any(
         came is not None and came.shape == gradient.shape and float(came[index].abs()) == 0 for came in received

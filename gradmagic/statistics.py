@@ -138,14 +138,15 @@ def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
     """Statistics of a gradient: five reductions, in the gradient's own precision (at least float32).
 
     The norm is ``torch.linalg.vector_norm``, so for float32 and float64 it equals ``gradient.norm()`` bit for bit.
-    Complex gradients are described by their magnitudes, sparse ones by their stored values.
+    Complex gradients are described by their magnitudes, sparse ones by their stored values, and those of a whole batch
+    (``is_grads_batched``) by all of them together.
 
     Args:
         gradient: the gradient, as a hook received it.
         layout: strides of the ``.grad`` it will be stored in, where they are known.
     """
     with torch._C.DisableTorchFunction():
-        data = _as_stored(_dense(gradient.detach()), layout)
+        data = _as_stored(_dense(unbatched(gradient).detach()), layout)
         numel = data.numel()
         shown = data.reshape(-1) if numel <= VALUES_LIMIT and not data.is_meta else None
         reduced = _reduce(data) if numel and not data.is_meta else None
@@ -156,6 +157,16 @@ def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
             return Pending.known(_stats(None, numel, tuple(shown.tolist()) if shown is not None else None))
         kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
         return Pending(Waiting(_stacked(reduced, shown)), numel, kind if shown is not None else None)
+
+
+def unbatched(gradient: Tensor) -> Tensor:
+    """The whole batch behind a tensor that stands for each of its items, whose values cannot be asked for."""
+    while torch._C._functorch.is_batchedtensor(gradient):
+        gradient = torch._C._functorch.get_unwrapped(gradient)
+    if torch._C._functorch.is_legacy_batchedtensor(gradient):
+        # ``autograd.grad(is_grads_batched=True)`` has a vmap of its own, which does not nest: its level is the first.
+        return torch._remove_batch_dim(gradient, 1, 1, 0)
+    return gradient
 
 
 def _dense(gradient: Tensor) -> Tensor:
