@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class ModuleRegistry:
         self._outers: list[_Outer] = []
         self._index: dict[int, int] = {}
         self._called: dict[tuple[str, tuple[Site, ...]], list[int]] = {}
+        self.on_new: Callable[[Any], None] | None = None
+        """Is given each outermost module, the first time it runs."""
 
     def see(self, running: list[tuple[Any, int]], sites: tuple[Site, ...]) -> ModuleMark | None:
         """Note the running modules, innermost first, each with the index of its call in `sites`."""
@@ -76,6 +78,8 @@ class ModuleRegistry:
     def _outer(self, module: Any, call: tuple[Site, ...]) -> int:
         index = self._index.get(id(module))
         if index is None or self._outers[index].ref() is not module:
+            if self.on_new is not None:
+                self.on_new(module)
             index = self._index[id(module)] = self._take_place(module, call)
         return index
 

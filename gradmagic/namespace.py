@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,18 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
             # Kept by nn.Module apart from its other attributes; parameters are named through named_parameters.
             children = attributes.get("_modules") or {}
             yield from ((f"{name}.{key}", item) for key, item in children.items())
+
+
+def contents(value: Any) -> Iterable[Any]:
+    """What lies in a plain container or object, without names: items, values, or public attributes."""
+    if type(value) in (list, tuple):
+        return value[:_ITEMS]  # type: ignore[no-any-return]  # a list or a tuple
+    if type(value) is dict:
+        return itertools.islice(list(value.values()), _ITEMS)
+    if type(value).__dictoffset__ and _has_plain_attributes(value):
+        attributes = object.__getattribute__(value, "__dict__")
+        return [item for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_"]
+    return ()
 
 
 def _is_key(key: Any, item: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
@@ -15,7 +16,7 @@ from .modules import ModuleMark, ModuleRegistry
 from .places import Path
 from .sources import Site
 
-_MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
+MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
 _FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
 _CLIPPING = frozenset(
     inspect.unwrap(function).__code__
@@ -48,6 +49,8 @@ class Paths:
         self._sites: dict[tuple[CodeType, Any], Site] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
+        self.watched: dict[CodeType, Callable[[FrameType], None]] = {}
+        """Who wants to know when a piece of code runs for the first time on some path; gets its frame."""
 
     def release(self) -> None:
         """Let go of the boundary frame and of everything known."""
@@ -57,6 +60,7 @@ class Paths:
         self._spans.clear()
         self._sites.clear()
         self._applies.clear()
+        self.watched.clear()
 
     def here(self, depth: int) -> Path:
         """The path to the code that is running, `depth` frames above the caller."""
@@ -71,7 +75,7 @@ class Paths:
             code = frame.f_code
             # A code object is larger than its bytecode, so this sum is unique among code objects that are alive.
             steps.append(id(code) + frame.f_lasti)
-            if code is _MODULE_CALL:
+            if code is MODULE_CALL:
                 steps.append(id(frame.f_locals["self"]))
             frame = frame.f_back
         key = tuple(dict.fromkeys(steps))  # recursion is one place, not one per depth
@@ -88,12 +92,14 @@ class Paths:
         function_apply = clip = None
         while frame is not None and frame is not self._boundary:
             site = self._site(frame.f_code, frame.f_lasti)
-            if frame.f_code is _MODULE_CALL:
+            if frame.f_code is MODULE_CALL:
                 modules.append((frame.f_locals["self"], len(sites)))
             if frame.f_code is _FUNCTION_APPLY and function_apply is None:
                 function_apply = len(sites)
             if frame.f_code in _CLIPPING:
                 clip = len(sites)
+            if frame.f_code in self.watched:
+                self.watched[frame.f_code](frame)
             sites.append(site)
             frame = frame.f_back
         found = tuple(sites)
@@ -138,6 +144,11 @@ class Paths:
     def outside_clipping(self, path: Path) -> Path:
         """Where a function that clips gradients was called."""
         return self._path(path.sites[(path.clip or 0) + 1 :], path.module)
+
+    def outside_module(self, call: FrameType) -> Path:
+        """Where a module was called, by the frame of its `Module._call_impl`; in that module."""
+        path = self.of(call)
+        return self._path(path.sites[2:], path.module)
 
     def applied(self, node: Any) -> Path | None:
         """Where the custom Function behind an autograd node was applied, as far as that was seen."""

@@ -23,7 +23,7 @@ from torch.utils.weak import TensorWeakRef
 from .bindings import Position
 from .calls import Calls, without_our_frames
 from .changes import Change, ChangeLog
-from .modules import ModuleRegistry
+from .modules import ModuleRegistry, named
 from .operations import (
     LEAVES_TORCH,
     argument_of,
@@ -265,6 +265,24 @@ class Recorder(TorchFunctionMode):
         place.last_clock = self.tick()
         place.parents.update(() if parent is None else (parent.index,))
         place.input_requires_grad = place.input_requires_grad or tensor.requires_grad
+
+    def ran_alone(self, module: Any, call: FrameType, given: Any, result: Any) -> None:
+        """A module has run without the recorder: its result is one row.
+
+        Args:
+            module: what ran.
+            call: frame of its ``Module._call_impl``.
+            given: its arguments.
+            result: what it returned.
+        """
+        path = self.paths.outside_module(call)
+        outputs = list(tensors_in(result))
+        parents, asks = self._consume(path, given, {}, {id(tensor) for _, tensor in outputs}, ())
+        for _, parameter in named(module, "named_parameters"):
+            parent = self.used(parameter, path)
+            parents.extend([parent] if parent is not None else [])
+            asks = asks or parameter.requires_grad
+        self._made(path, type(module).__name__, outputs, parents, asks)
 
     def changed(self, tensor: Tensor, path: Path, name: str) -> None:
         """Remember who changed a tensor in place, and tell whom it concerns when that is an update of a leaf."""

@@ -20,6 +20,7 @@ from . import modules as _our_module
 from .backward import Ledger, RootChoice, choose_root, is_scalar
 from .diagnosis.facts import NoRoot
 from .ending import Ending
+from .fused import FusedCalls
 from .history import History
 from .live import Clock
 from .namespace import Namespace, look_through
@@ -112,6 +113,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             ledger.after_pass = _Live(self._state, self._live).after_pass
         self._state.stance = _eager_stance()
         self._state.optimizers.start()
+        self._state.fused.start(variables.now())
         recorder.start()
         return self
 
@@ -191,11 +193,13 @@ class _Running:
         self.stance: Any = None
         self.variables = variables
         self.optimizers = OptimizerWatch(recorder, ledger.book)
+        self.fused = FusedCalls(recorder)
         self.grad_mode = torch.is_grad_enabled()
 
     def leave(self) -> None:
         """Stop recording."""
         self.recorder.stop()
+        self.fused.stop()
         self.optimizers.stop()
         if self.stance is not None:
             self.stance.__exit__(None, None, None)

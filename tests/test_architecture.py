@@ -31,7 +31,7 @@ LAYERS = (
         "diagnosis",
     },
     {"recorder", "calls", "operations", "paths", "changes"},
-    {"graph", "guest", "births", "accumulation", "failures", "optimizers", "passes", "journal"},
+    {"graph", "guest", "births", "accumulation", "failures", "fused", "optimizers", "passes", "journal"},
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},
