@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from .modules import ModuleMark
+from .modules import ModuleMark, named
 from .namespace import Namespace
 from .places import Path, Place
 from .recorder import Recorder
@@ -51,19 +51,33 @@ class Naming:
         self.namespace = namespace
         self.module_names = recorder.modules.names(namespace.modules, sources)
         self._parameters = self._take_in_parameters()
+        self._held_parameters = self._name_held_parameters()
         self._names: dict[int, list[str]] = {}
         self._bound = [self._all_bound(place) for place in recorder.places]
         self._contests = self._settle_contests()
 
     # ---- modules and their parameters
 
-    def _take_in_parameters(self) -> dict[int, str]:
-        """Names of all parameters of the modules that ran; those no operation used get a row as well."""
-        names: dict[int, str] = {}
+    def _take_in_parameters(self) -> dict[int, list[str]]:
+        """All names of the parameters of the modules that ran; those no operation used get a row as well."""
+        names: dict[int, list[str]] = {}
         for name, parameter, call, mark in self._recorder.modules.parameters(self.module_names):
             if id(parameter) not in names:
-                names[id(parameter)] = name
                 self._recorder.used(parameter, Path(call, mark))
+            names.setdefault(id(parameter), []).append(name)
+        return names
+
+    def _name_held_parameters(self) -> dict[int, str]:
+        """Names for the parameters of modules that variables hold and that did not run (an average of the weights)."""
+        names: dict[int, str] = {}
+        below: set[int] = set()
+        for module in self.namespace.module_objects:
+            if id(module) in below:
+                continue
+            below.update(id(child) for _, child in named(module, "named_modules"))
+            name = self.namespace.modules[id(module)]
+            for path, parameter in named(module, "named_parameters"):
+                names.setdefault(id(parameter), f"{name}.{path}")
         return names
 
     def module(self, mark: ModuleMark | None) -> str | None:
@@ -98,11 +112,15 @@ class Naming:
         return sorted(drafts.values(), key=lambda draft: (draft.first.leaves_torch, draft.first.order))
 
     def _is_storage(self, place: Place) -> bool:
-        """Memory that the constructor of one of torch's own modules allocates for its parameters."""
-        innermost = place.path.sites[0].code if place.path.sites else None
-        if place.requires_grad or innermost is None or innermost.co_name != "__init__":
+        """Memory that torch's own code allocates for parameters, or a layer that was copied from and is gone."""
+        sites = place.path.sites
+        if not sites or not self._sources.is_library(sites[0].code):
             return False
-        return self._sources.is_library(innermost)
+        names = [site.code.co_name for site in sites]
+        if place.requires_grad:
+            copied = place.adopted is not None and names[0] == "__deepcopy__" and not place.received
+            return copied and (place.ref is None or place.ref() is None)
+        return names[0] in ("__init__", "__new__", "__deepcopy__") or "_infer_parameters" in names
 
     def _key(self, place: Place, name: str | None) -> Any:
         alive = place.ref is not None and place.ref() is not None
@@ -144,9 +162,10 @@ class Naming:
     def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
         """All names of a place, the one to show first."""
         tensor = place.ref() if place.ref is not None else None
-        names = [self._parameters[id(tensor)]] if id(tensor) in self._parameters else []
+        names = list(self._parameters.get(id(tensor), ()))
         if place.adopted is not None:
-            names += [*self._held_by(place), *(origin.names if origin is not None else ())]
+            held = [self._held_parameters[id(tensor)]] if id(tensor) in self._held_parameters else []
+            names += [*self._held_by(place), *held, *(origin.names if origin is not None else ())]
         else:
             # Inside a loop or comprehension a statement says nothing of the list the tensor ends up in.
             names += [*self._bound_names(place), *self._held_by(place)]

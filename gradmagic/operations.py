@@ -67,10 +67,15 @@ def argument_of(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """The tensor's shape; -1 for the ragged dimensions of a nested tensor."""
+    """The tensor's shape; -1 for the ragged dimensions of a nested tensor; () where a lazy parameter has none yet."""
     if tensor.is_nested:
         return tuple(int(size) if isinstance(size, int) else -1 for size in _nested_sizes(tensor))
-    return tuple(tensor.shape)
+    try:
+        return tuple(tensor.shape)
+    except RuntimeError:
+        if torch.nn.parameter.is_lazy(tensor):
+            return ()
+        raise
 
 
 def _nested_sizes(tensor: Tensor) -> list[Any]:

@@ -1,0 +1,72 @@
+"""Everyday features of torch.nn, traced and plain: values, `.grad`, every node's gradient, and what the rows say."""
+
+from __future__ import annotations
+
+import pytest
+from plain import assert_same_as_plain
+
+NN = "import copy\nimport torch.nn as nn\n"
+
+
+# ---- memory that is none of the person's tensors
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazily_built_module_shows_its_parameters_as_an_ordinary_one() -> None:
+    """Neither the parameters that have no shape yet nor the memory they get are rows."""
+    report = assert_same_as_plain(
+        NN + "net = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(1))\n"
+        "x = torch.randn(5, 3)\ny = net(x)\nloss = y.sum()\n"
+    )
+    assert [row.label for row in report.rows if row.kind != "parameter"] == ["x", "net(x)", "net(x)", "y", "loss"]
+    assert [row.name for row in report.rows if row.kind == "parameter"] == [
+        f"net.{layer}.{which}" for layer in range(3) for which in ("weight", "bias")
+    ]
+    assert (report["net.0.weight"].shape, report["net.2.bias"].shape) == ((4, 3), (1,))
+    assert report.findings == []
+
+
+def test_a_template_layer_that_was_copied_from_and_dropped_is_no_row() -> None:
+    """`copy.deepcopy(layer)` makes the layers; nothing but their own parameters is shown."""
+    report = assert_same_as_plain(
+        NN + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        layer = nn.Linear(3, 3)\n"
+        "        self.layers = nn.ModuleList([copy.deepcopy(layer) for _ in range(2)])\n"
+        "    def forward(self, x):\n        for layer in self.layers:\n            x = layer(x)\n        return x\n"
+        "net = Net()\ny = net(torch.ones(2, 3))\nloss = y.sum()\n"
+    )
+    assert {row.name for row in report.rows if row.kind == "parameter"} == {
+        f"net.layers.{layer}.{which}" for layer in range(2) for which in ("weight", "bias")
+    }
+    assert all(row.reason == "requires_grad_false" for row in report.rows if row.kind == "constant")
+
+
+# ---- names of parameters
+
+
+def test_a_parameter_under_two_names_has_both() -> None:
+    """Tied weights: the embedding's weight is the head's."""
+    report = assert_same_as_plain(
+        NN + "class LM(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.emb = nn.Embedding(7, 4)\n        self.head = nn.Linear(4, 7, bias=False)\n"
+        "        self.head.weight = self.emb.weight\n    def forward(self, i):\n        return self.head(self.emb(i))\n"
+        "lm = LM()\nlogits = lm(torch.tensor([1, 2, 3]))\nloss = logits.logsumexp(-1).sum()\n"
+    )
+    assert [(row.name, row.aliases) for row in report.rows if row.kind == "parameter"] == [
+        ("lm.emb.weight", ("lm.head.weight",))
+    ]
+    assert report["lm.head.weight"].grad is not None
+
+
+def test_the_averaged_model_of_an_ema_has_its_names_and_is_not_missed() -> None:
+    """Its parameters take no part in the loss, which is as it should be."""
+    report = assert_same_as_plain(
+        NN + "from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn\nnet = nn.Linear(3, 1)\n"
+        "ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))\n"
+        "loss = net(torch.randn(4, 3)).pow(2).mean()\n"
+        "ema.update_parameters(net)\nema.update_parameters(net)\n"
+    )
+    assert {row.name: row.reason for row in report.rows if row.kind == "parameter"} == {
+        "net.weight": None, "net.bias": None, "ema.module.weight": "unused", "ema.module.bias": "unused"
+    }  # fmt: skip
+    assert report.findings == []
