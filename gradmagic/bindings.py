@@ -9,9 +9,64 @@ from .source_tree import COMPREHENSIONS, SourceTree
 Position = tuple[int | str, ...]
 """Where a tensor stands in what an operation returned: () for the whole, (1, 0) for ``result[1][0]``."""
 
+SOME_ITEM = -1
+SOME = "[…]"
+"""In place of an index, and of its text: one of the items, whichever it is (``list(map(f, xs))``)."""
+
 _SAME_ITEMS = frozenset({"iter", "list", "tuple"})
+_ITEM_BY_ITEM = frozenset({"map", "accumulate", "starmap"})
+"""Their items are what the function returns that they call back."""
+_COMPARING = frozenset({"max", "min", "sorted"})
+_ASKING = _COMPARING | {"filter", "any", "all", "sum", "dict", "zip", "enumerate", "nlargest", "nsmallest"}
+"""What these call back is asked for an opinion, or handed on in ways that its value alone does not tell."""
+_CONTAINERS = _SAME_ITEMS | {"set", "frozenset", "deque"}
+_FROM_MODULES = frozenset({"accumulate", "starmap", "nlargest", "nsmallest", "deque"})
+"""Of these it is taken for granted that ``something.deque`` is meant as well."""
 _PARTS_OF_A_TENSOR = frozenset({"data", "grad"})
 """``p.data -= lr * p.grad`` gives no name to anything."""
+
+
+def through_c(node: ast.AST, callee: str | None, position: Position) -> Position | None:
+    """Where a value stands in that of `node`, when code in C may have called back for it; None where nowhere.
+
+    Args:
+        node: what was running: perhaps ``list(map(f, xs))``, while ``f`` ran.
+        callee: name of the function that returned the value; None for an operation right there.
+        position: where the value stands in what was returned.
+    """
+    name = _builtin(node)
+    if name is None or name == callee:
+        return position
+    if callee is None:
+        return None if name in _COMPARING else position
+    if callee == "__iter__":
+        # What is gone through gives its items to a list of it; those of a map are others.
+        if name == "enumerate" and position:
+            return (*position[:1], 1, *position[1:])
+        return position if name in _SAME_ITEMS else None
+    if name in _CONTAINERS:
+        return (SOME_ITEM, *position) if _builtin(_gone_through(node)) in _ITEM_BY_ITEM else None
+    if name in _ITEM_BY_ITEM:
+        return (SOME_ITEM, *position)
+    return None if name in _ASKING else position
+
+
+def _builtin(node: ast.AST | None) -> str | None:
+    """Name of the function that is called, as far as it may be one in C; a display ``[*xs]`` makes a list."""
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        return "list" if any(isinstance(item, ast.Starred) for item in node.elts) else None
+    function = node.func if isinstance(node, ast.Call) else None
+    if isinstance(function, ast.Attribute):
+        return function.attr if function.attr in _FROM_MODULES else None
+    return function.id if isinstance(function, ast.Name) else None
+
+
+def _gone_through(node: ast.AST) -> ast.AST | None:
+    """What ``list(xs)`` or ``[*xs]`` goes through."""
+    if isinstance(node, ast.Call):
+        return node.args[0] if node.args else None
+    items = node.elts if isinstance(node, (ast.List, ast.Tuple, ast.Set)) else []
+    return items[0].value if len(items) == 1 and isinstance(items[0], ast.Starred) else None
 
 
 class Binding:
@@ -101,7 +156,7 @@ class Binding:
         if isinstance(target, ast.Attribute) and target.attr in _PARTS_OF_A_TENSOR:
             return
         text = self._tree.text(target)
-        self._names.append(text + "".join(f"[{step!r}]" for step in position))
+        self._names.append(text + "".join(SOME if step == SOME_ITEM else f"[{step!r}]" for step in position))
         self._holders.append((text, position))
 
     def _returned_later(self, statement: ast.stmt) -> Position | None:

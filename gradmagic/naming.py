@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from .bindings import SOME
 from .modules import ModuleMark, named
 from .namespace import Namespace
 from .places import Path, Place
@@ -135,8 +136,9 @@ class Naming:
         count = sum(place.count for place in draft.places)
         said = {bound.name for place in draft.places for bound in self._bound[place.index]}
         if count > 1 and draft.name not in said and draft.name is not None and _INDEX.search(draft.name):
-            draft.aliases = (*draft.aliases, draft.name)
-            draft.name = _INDEX.sub("[…]", draft.name)
+            name = _INDEX.sub(SOME, draft.name)
+            draft.aliases = (*(alias for alias in draft.aliases if alias != name), draft.name)
+            draft.name = name
 
     def origin_of(self, place: Place) -> Origin | None:
         """For a tensor not seen at its birth: what the source says of it."""
@@ -171,7 +173,7 @@ class Naming:
             names += [*self._bound_names(place), *self._held_by(place)]
             if not names and place.inherits is not None:
                 names = list(self._names.get(place.inherits.index, ()))
-        return list(dict.fromkeys(names))
+        return sorted(dict.fromkeys(names), key=lambda name: SOME in name)
 
     def _bound_names(self, place: Place) -> list[str]:
         """What statements bind the place to, the outermost (the caller's) name first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
-from .bindings import Binding, Position
+from .bindings import Binding, Position, through_c
 from .history import EarlierCell
 from .records import Location
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
@@ -222,10 +222,13 @@ class Sources:
         """
         found: list[BoundName] = []
         rounds: Site | None = None
+        callee: str | None = None
         for site in path:
             tree, node = self.node(site)
-            if tree is None or node is None:
+            held = through_c(node, callee, position) if node is not None else None
+            if tree is None or node is None or held is None:
                 break
+            callee, position = site.code.co_name, held
             names, returned, in_loop = self._binding(site, position, tree, node)
             if not self.is_library(site.code):
                 found += [BoundName(name, site if rounds is not None else None) for name in names]

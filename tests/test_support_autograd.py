@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from plain import assert_equal_tensors, norms_of, run_plain, run_traced
 
@@ -53,3 +54,39 @@ def test_a_batch_of_gradients_that_goes_bad_is_named() -> None:
     )
     assert namespace["jac"].isinf().sum() == 3
     assert report["w"].grads.nan_count[0] == 6
+
+
+# ---- names through C code that calls back
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("ys = list(map(lambda t: t * 2, xs))", {"mul": "ys[…]"}),
+        ("ys = [*map(lambda t: t * 2, xs)]", {"mul": "ys[…]"}),
+        ("ys = list(itertools.accumulate(xs, lambda p, q: p + q))", {"add": "ys[…]"}),
+        ("def f(ts):\n    out = tuple(map(lambda t: t * 2, ts))\n    return out\nys = f(xs)", {"mul": "ys[…]"}),
+        ("for y in map(lambda t: t * 2, xs): pass", {"mul": "y"}),
+        ("for y in list(map(torch.sin, xs)): pass", {"sin": "y"}),
+        ("y = next(map(lambda t: t * 2, xs))", {"mul": "y"}),
+        ("y = sum(map(lambda t: t * 2, xs))", {"mul": None, "add": "y"}),
+        ("y = max(xs, key=lambda t: t * 3)", {"mul": None, "gt": None}),
+        ("ys = sorted(xs, key=lambda t: t * 3)", {"mul": None, "lt": None}),
+        ("ys = list(filter(lambda t: t * 3 > 0, xs))", {"mul": None, "gt": None}),
+        ("y = functools.reduce(lambda p, q: p * q, xs)", {"mul": "y"}),
+        ("y = functools.partial(lambda a, b: a * b, w)(2)", {"mul": "y"}),
+        ("def map(t):\n    return t * 2\ny = map(w)", {"mul": "y"}),
+        ("ys = list(map(lambda t: t * 2, w))", {"unbind": None, "mul": "ys[…]"}),
+        ("for i, y in enumerate(w): pass", {"unbind": "y"}),
+        ("ys = list(w)", {"unbind": "ys[2]"}),
+        ("total = 0\nfor a, b in zip(w, xs):\n    total = total + b", {"unbind": "a", "add": "total"}),
+    ],
+)
+def test_a_value_has_the_name_of_what_it_becomes_and_not_of_what_its_call_is_for(
+    statement: str, names: dict[str, str | None]
+) -> None:
+    """`map`, `sorted(key=...)` and the like call back: what they are given is not always what they give."""
+    setting = "import functools, itertools\n" + W + "xs = [t.exp() for t in w.unbind()]\n"
+    report, _ = run_traced(f"{setting}{statement}\nloss = w.sum()\n")
+    begin = setting.count("\n")
+    assert {row.op: row.name for row in report.rows if row.line > begin and row.name != "loss"} == names
