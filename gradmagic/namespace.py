@@ -84,7 +84,10 @@ def _note_tensor(namespace: Namespace, name: str, tensor: Any) -> None:
 
 def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]:
     """Items of a plain container, attributes of a plain object; nothing of the person's is called."""
-    if type(value) in (list, tuple) and len(value) <= _ITEMS:
+    fields = _fields_of(value)
+    if fields is not None:
+        yield from ((f"{name}.{field}", item) for field, item in zip(fields, tuple(value), strict=False))
+    elif type(value) in (list, tuple) and len(value) <= _ITEMS:
         yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if type(item) not in _PLAIN)
     elif type(value) is dict and len(value) <= _ITEMS:
         yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if _is_key(key, item))
@@ -107,6 +110,15 @@ def contents(value: Any) -> Iterable[Any]:
         attributes = object.__getattribute__(value, "__dict__")
         return [item for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_"]
     return ()
+
+
+def _fields_of(value: Any) -> tuple[str, ...] | None:
+    """The names of a named tuple's items, one of torch's own (``torch.return_types``) included."""
+    kind = type(value)
+    if not issubclass(kind, tuple) or kind is tuple or kind.__iter__ is not tuple.__iter__:
+        return None
+    fields = kind.__dict__.get("_fields") or kind.__dict__.get("__match_args__")
+    return fields if type(fields) is tuple else None
 
 
 def _is_key(key: Any, item: Any) -> bool:

@@ -182,16 +182,26 @@ class Naming:
 
     def _wins(self, bound: BoundName, place: Place) -> bool:
         """Whether a name that several results of a loop could carry belongs to this place: the last made has it."""
-        return bound.contested is None or self._contests[bound.contested, bound.name] is place
+        if bound.contested is None:
+            return bound.unfinished is None or place.count > 1
+        return self._contests.get((bound.contested, bound.name)) is place
 
     def _settle_contests(self) -> dict[tuple[Site, str], Place]:
-        last: dict[tuple[Site, str], Place] = {}
+        groups: dict[tuple[Site, str], list[Place]] = {}
+        unfinished: set[tuple[Site, str]] = set()
         for place in self._recorder.places:
             for bound in self._bound[place.index]:
-                if bound.contested is not None:
-                    key = (bound.contested, bound.name)
-                    last[key] = max(last.get(key, place), place, key=lambda found: found.last_clock)
-        return last
+                if bound.contested is None:
+                    continue
+                key = (bound.contested, bound.name)
+                groups.setdefault(key, []).append(place)
+                if bound.unfinished is not None:
+                    unfinished.add(key)
+        for key in unfinished:
+            # What the round that an exception ended had made was bound to nothing; the rounds before went further.
+            rounds = max(place.count for place in groups[key])
+            groups[key] = [place for place in groups[key] if place.count < rounds]
+        return {key: max(group, key=_last_made) for key, group in groups.items() if group}
 
     def _all_bound(self, place: Place) -> list[BoundName]:
         if place.through_view or (place.op == "getitem" and self._sources.is_target(place.path.sites)):
@@ -238,6 +248,10 @@ class Naming:
         text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
         module = self.module(place.path.module)
         return f"{module}{text[4:]}" if module and text.startswith("self.") else text
+
+
+def _last_made(place: Place) -> tuple[int, float]:
+    return place.last_clock, place.order
 
 
 def kind_of(place: Place) -> Kind:

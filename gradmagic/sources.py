@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import NamedTuple
 
 from .bindings import Binding, Position, through_c
@@ -51,10 +51,12 @@ class BoundName(NamedTuple):
         name: the name, as written.
         contested: where it is bound, when a loop inside the call made several results of which only the last is
             handed on; else None.
+        unfinished: where it is bound, when an exception came through there, so that the last round bound nothing.
     """
 
     name: str
     contested: Site | None
+    unfinished: Site | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,15 @@ class Sources:
         self._trees: dict[str | CodeType, SourceTree | None] = {}
         self._spans: dict[CodeType, list[Span]] = {}
         self._foreign: dict[str, bool] = {}
+        self._unfinished: set[tuple[CodeType, Span]] = set()
         self._bindings: dict[tuple[Site, Position], tuple[list[str], Position | None, bool]] = {}
+
+    def stopped_by(self, traceback: TracebackType | None) -> None:
+        """An exception ended the code: what stood on its way was not finished, and bound nothing."""
+        while traceback is not None:
+            site = Site(traceback.tb_frame.f_code, traceback.tb_lasti)
+            self._unfinished.add((site.code, self.span(site)))
+            traceback = traceback.tb_next
 
     # ---- what stands at a site
 
@@ -231,7 +241,9 @@ class Sources:
             callee, position = site.code.co_name, held
             names, returned, in_loop = self._binding(site, position, tree, node)
             if not self.is_library(site.code):
-                found += [BoundName(name, site if rounds is not None else None) for name in names]
+                contested = site if rounds is not None else None
+                unfinished = site if (site.code, self.span(site)) in self._unfinished else None
+                found += [BoundName(name, contested, unfinished) for name in names]
             if returned is None:
                 break
             if in_loop and rounds is None:
@@ -322,15 +334,16 @@ class Sources:
         for node in tree.in_scope(scope):
             if not isinstance(node, ast.Assign) or (limit is not None and node.lineno >= limit):
                 continue
-            bound = any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
-            if bound and (found is None or node.lineno > found.lineno):
-                found = node.value
+            values = (_value_bound(target, node.value, name) for target in node.targets)
+            value = next((value for value in values if value is not None), None)
+            if value is not None and (found is None or node.lineno > found.lineno):
+                found = value
         return self._origin(tree, found, code, (name,)) if found is not None else None
 
     def _origin(self, tree: SourceTree, node: ast.expr, code: CodeType | None, names: tuple[str, ...]) -> Origin:
         file = code.co_filename if code is not None else self._own_file or ""
         text = tree.text(node)
-        callee = tree.text(node.func) if isinstance(node, ast.Call) else ""
+        callee = tree.text(node.func) if isinstance(node, ast.Call) and _is_reference(node.func) else ""
         location = Location(
             file=file,
             line=tree.line_of(node),
@@ -341,6 +354,16 @@ class Sources:
             statement=tree.statement_text(node),
         )
         return Origin(location, text, names, callee, tree, node)
+
+
+def _value_bound(target: ast.expr, value: ast.expr, name: str) -> ast.expr | None:
+    """What an assignment to `target` gives `name` its value from: in ``a, b = f(), g()`` the element."""
+    if isinstance(target, (ast.Tuple, ast.List)):
+        values = value.elts if isinstance(value, (ast.Tuple, ast.List)) else []
+        own = values if len(values) == len(target.elts) else [value] * len(target.elts)
+        found = (_value_bound(part, given, name) for part, given in zip(target.elts, own, strict=True))
+        return next((given for given in found if given is not None), None)
+    return value if isinstance(target, ast.Name) and target.id == name else None
 
 
 def _function_name(code: CodeType) -> str | None:

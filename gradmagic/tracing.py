@@ -271,6 +271,7 @@ class _Finish:
         state = self._state
         history = History(state.sources.earlier_cells)
         state.recorder.backlog.settle()
+        state.sources.stopped_by(self._traceback)
         assembler = Assembler(state.recorder, state.ledger, state.optimizers, state.sources, namespace, history)
         return self._finished(assembler.assemble(self._ending()), namespace)
 

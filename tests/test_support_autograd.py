@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from plain import assert_equal_tensors, norms_of, run_plain, run_traced
+from plain import assert_equal_tensors, assert_same_as_plain, norms_of, run_plain, run_traced
 
 from gradmagic.report import Report
 
@@ -90,3 +90,91 @@ def test_a_value_has_the_name_of_what_it_becomes_and_not_of_what_its_call_is_for
     report, _ = run_traced(f"{setting}{statement}\nloss = w.sum()\n")
     begin = setting.count("\n")
     assert {row.op: row.name for row in report.rows if row.line > begin and row.name != "loss"} == names
+
+
+@pytest.mark.parametrize("loss", ["w.sum()", "val", "val + (g * w).sum()"])
+def test_what_a_transform_returns_stands_where_it_was_called(loss: str) -> None:
+    """`g, val = torch.func.grad_and_value(f)(w)`: used further on or not."""
+    report = assert_same_as_plain(
+        W + f"def f(t):\n    return (t ** 2).sum()\ng, val = torch.func.grad_and_value(f)(w)\nloss = {loss} * 1\n"
+    )
+    assert [(report[name].line, report[name].kind) for name in ("g", "val")] == [(4, "non-leaf")] * 2
+    assert report["val"].expression == "torch.func.grad_and_value(f)(w)"
+
+
+def test_each_of_several_values_that_are_unpacked_at_once_has_its_own_origin() -> None:
+    """`a, (b, c) = f(), (g(), h())` with leaves that no torch call makes."""
+    report = assert_same_as_plain(
+        "a, (b, c) = torch.nn.Parameter(torch.ones(2)), (torch.nn.Parameter(torch.zeros(2)), 3)\n"
+        "loss = (a * b * c).sum()\n"
+    )
+    assert [report[name].expression for name in "ab"] == [
+        "torch.nn.Parameter(torch.ones(2))",
+        "torch.nn.Parameter(torch.zeros(2))",
+    ]
+
+
+# ---- containers
+
+
+CONTAINERS = """
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+Pair = namedtuple("Pair", "first second")
+class Typed(NamedTuple):
+    first: Any
+    second: Any
+@dataclass
+class Data:
+    first: Any
+    second: Any
+def make(kind, t):
+    return kind(t * 2, second=t * 3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Pair", "Typed", "Data"])
+def test_items_of_named_tuples_and_dataclasses_have_the_names_of_their_fields(kind: str) -> None:
+    """Made in a function, held by a variable; unpacked they have the names of what they are unpacked to."""
+    report = assert_same_as_plain(f"{CONTAINERS}{W}out = make({kind}, w)\nloss = (out.first * out.second).sum()\n")
+    assert summary(report, "out.first", "out.second") == [("mul", 14, None)] * 2
+    assert report["out.first"].expression == "t * 2"
+
+
+def test_items_of_torchs_own_named_tuples_are_found_by_index_and_by_field() -> None:
+    """`top[0]` and `top.values`, of topk, max(dim) and qr."""
+    report = assert_same_as_plain(
+        "w = torch.randn(3, 3, requires_grad=True)\ntop = torch.topk(w, 2)\nmost = w.max(0)\nqr = torch.linalg.qr(w)\n"
+        "best = w.min(dim=1).values\nloss = top.values.sum() + most[0].sum() + qr.R.sum() + best.sum()\n"
+    )
+    assert report["top.values"] is report["top[0]"]
+    assert summary(report, "top.values", "top.indices", "most.values", "qr.R", "best") == [
+        ("topk", 2, None), ("topk", 2, "not_differentiable"), ("max", 3, None), ("linalg_qr", 4, None), ("min", 5, None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("a, b = w.chunk(2)", "a b"),
+        ("a, b, c, d = w.unbind()", "a b c d"),
+        ("a, b = torch.split(w, 2)", "a b"),
+        ("a, b, c = torch.linalg.svd(w.view(2, 2))", "a b c"),
+        ("a, (b, c) = w.sum(), w.view(2, 2).max(1)", "a b c"),
+        ("out = {'a': w * 2, 'b': w * 3}", "out['a'] out['b']"),
+        ("def f(t):\n    return {'a': t * 2, 'b': [t * 3]}\nout = f(w)", "out['a'] out['b'][0]"),
+    ],
+)
+def test_several_results_of_one_call_are_rows_of_their_own(statement: str, names: str) -> None:
+    """Each with its name, its own gradient, or the reason that nothing used it."""
+    first = names.split(maxsplit=1)[0]
+    report = assert_same_as_plain(
+        f"w = torch.randn(4, requires_grad=True)\n{statement}\nloss = {first}.sum() + w.sum()\n"
+    )
+    rows = [report[name] for name in names.split()]
+    assert len({id(row) for row in rows}) == len(rows)
+    assert [row.reason for row in rows if row.dtype == "float32"][1:] == ["unused"] * sum(
+        row.dtype == "float32" for row in rows[1:]
+    )
+    assert rows[0].grad is not None

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
+from typing import Any
+
 import pytest
+import torch
 from plain import assert_same_as_plain
+
+from gradmagic.tracing import CellSource, trace
 
 NN = "import copy\nimport torch.nn as nn\n"
 
@@ -70,3 +76,41 @@ def test_the_averaged_model_of_an_ema_has_its_names_and_is_not_missed() -> None:
         "net.weight": None, "net.bias": None, "ema.module.weight": "unused", "ema.module.bias": "unused"
     }  # fmt: skip
     assert report.findings == []
+
+
+# ---- names that were never bound
+
+
+def names_after_error(source: str) -> dict[str, str | None]:
+    """Name of the rows by operation (the last of a kind), after the cell has raised."""
+    file = "<cell>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    namespace: dict[str, Any] = {"torch": torch}
+    run = trace(namespace=namespace, cell=CellSource(file, lambda _: 1))
+    with pytest.raises(RuntimeError), run:
+        exec(compile(source, file, "exec"), namespace)
+    assert run.report is not None
+    return {row.op: row.name for row in run.report.rows}
+
+
+BROKEN = NN + "net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(4, 1))\n"
+SOMETIMES = (
+    NN + "class Last(nn.Module):\n    def forward(self, x):\n        assert_small(x)\n        return x.exp()\n"
+    "def assert_small(x):\n    if len(x) > 2:\n        raise RuntimeError\n"
+    "net = nn.Sequential(nn.Linear(3, 1), nn.Tanh(), Last())\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (BROKEN + "y = net(torch.ones(2, 3))\n", {"tanh": None, "linear": None}),
+        (SOMETIMES + "for n in (1, 2, 3):\n    y = net(torch.ones(n, 3))\n", {"tanh": None, "exp": "y"}),
+        ("def f(t):\n    out = t * 2\n    t @ torch.ones(9)\n    return out\ny = f(torch.ones(3))\n", {"mul": "out"}),
+        ("x = torch.ones(3) * 2\ny = x.exp() @ torch.ones(9)\n", {"mul": "x", "exp": None}),
+    ],
+)
+def test_a_name_that_an_exception_kept_from_being_bound_is_no_rows_name(source: str, expected: dict[str, Any]) -> None:
+    """The last layer that finished does not carry the name of the call that never did."""
+    names = names_after_error(source)
+    assert {op: names[op] for op in expected} == expected
