@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 _CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
-_CALL_NAME = "<gradtrace call>"
+CALL_NAME = "<gradtrace call>"
+_PACKAGE = __name__.partition(".")[0] + "."
 _HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
 
 
@@ -35,19 +36,24 @@ class Calls:
         key = id(frame.f_code) + frame.f_lasti
         found = self._known.get(key)
         if found is None:
-            code = _CALL.replace(
-                co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=_CALL_NAME
-            )
+            code = _CALL.replace(co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=CALL_NAME)
             found = self._known[key] = (FunctionType(code, frame.f_globals), frame.f_code)
         return found[0]
 
 
+def caller_outside(frame: FrameType) -> FrameType:
+    """The frame that made a call, for one that reached us through the recorder of a trace inside of ours."""
+    while frame.f_back is not None and _is_ours(frame):
+        frame = frame.f_back
+    return frame
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_name == CALL_NAME or str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
+
+
 def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback from its first frame on that is not gradmagic's."""
-    package = __name__.partition(".")[0] + "."
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_code.co_name != _CALL_NAME and not str(frame.f_globals.get("__name__")).startswith(package):
-            break
+    while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
     return traceback

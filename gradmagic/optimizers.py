@@ -121,6 +121,8 @@ class OptimizerWatch:
     # ---- before a step
 
     def _about_to_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recorder.is_elsewhere():
+            return
         path = self._recorder.paths.here(1)
         try:
             with torch._C.DisableTorchFunction(), torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
 
+from .calls import CALL_NAME, caller_outside
 from .modules import ModuleMark, ModuleRegistry
 from .places import Path
 from .sources import Site
@@ -68,6 +69,8 @@ class Paths:
 
     def of(self, frame: FrameType | None) -> Path:
         """The path from a frame outwards."""
+        if frame is not None and frame.f_code.co_name == CALL_NAME:
+            frame = caller_outside(frame)
         start = frame
         boundary = self._boundary
         steps: list[int] = []

@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from threading import get_ident
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
-from .calls import Calls, without_our_frames
+from .calls import Calls, caller_outside, without_our_frames
 from .changes import Change, ChangeLog
 from .modules import ModuleRegistry, named
 from .operations import (
@@ -79,6 +80,14 @@ _HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
 
 
+def _outwards(frame: FrameType, steps: int) -> FrameType:
+    """The frame so many steps outwards from the one that made a call."""
+    frame = caller_outside(frame)
+    for _ in range(steps):
+        frame = frame.f_back or frame
+    return frame
+
+
 class Recorder(TorchFunctionMode):
     """Records tensors from entering to leaving; see the module's text.
 
@@ -124,6 +133,7 @@ class Recorder(TorchFunctionMode):
         self._sweep_at = _SWEEP_AT
         self._calls = Calls()
         self._resting = False
+        self._thread = get_ident()
         self._depth = 1
         """Depth of the operation that is being recorded; see `Entry`."""
         self._deep: dict[int, dict[int, tuple[int, int]]] = {}
@@ -182,6 +192,10 @@ class Recorder(TorchFunctionMode):
         """Record again."""
         self._resting = False
 
+    def is_elsewhere(self) -> bool:
+        """Whether the code that is running now, in another thread, is not what is recorded."""
+        return get_ident() != self._thread
+
     def _still_rests(self, frame: FrameType) -> bool:
         self._resting = is_torchs(frame.f_code)
         return self._resting
@@ -239,7 +253,7 @@ class Recorder(TorchFunctionMode):
         for _, tensor in outputs if in_place and name not in _KEEPS_VALUES else ():
             self.changed(tensor, path, name)
         if path.clip is not None:
-            self._clipping(name, args, outputs[0][1], path, sys._getframe(2 + path.clip))
+            self._clipping(name, args, outputs[0][1], path, _outwards(sys._getframe(2), path.clip))
         elif differentiable:
             self._note_operation(name, args, kwargs, outputs[0][1])
 
