@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dis
 import inspect
 import re
 import sys
@@ -39,6 +40,7 @@ class Cell:
         last: the last expression, or None when the body ends with another statement.
         shown: whether the shell would display the last expression's value.
         refusal: what the compiler says about the statement after `statements`, which the shell runs first.
+        awaits_at: line of the first statement that awaits at its top level, or None.
         shell: the shell whose namespaces the cell runs in.
     """
 
@@ -47,6 +49,7 @@ class Cell:
     last: CodeType | None
     shown: bool
     refusal: SyntaxError | None
+    awaits_at: int | None
     shell: InteractiveShell
 
     def run(self) -> Any:
@@ -59,6 +62,20 @@ class Cell:
             raise self.refusal
         return None if self.last is None else eval(self.last, *names)  # noqa: S307 - as above
 
+    async def run_awaiting(self) -> Any:
+        """Does what `run` does, and awaits what awaits at its top level."""
+        __tracebackhide__ = True
+        names = self.shell.user_global_ns, self.shell.user_ns
+        value: Any
+        for code in self.statements:
+            value = eval(code, *names)  # noqa: S307 - as above
+            if code.co_flags & _ASYNC:
+                await value
+        if self.refusal is not None:
+            raise self.refusal
+        value = None if self.last is None else eval(self.last, *names)  # noqa: S307 - as above
+        return await value if self.last is not None and self.last.co_flags & _ASYNC else value
+
 
 def cell_of(shell: InteractiveShell, body: str, heading: str) -> Cell:
     """The body of a cell magic, ready to run; its lines count as the notebook's margin does.
@@ -69,7 +86,6 @@ def cell_of(shell: InteractiveShell, body: str, heading: str) -> Cell:
         heading: the magic line; it becomes a comment, so that the body starts at line 2.
 
     Raises:
-        UsageError: the body awaits at its top level.
         SyntaxError: the body is not Python.
     """
     # The shell strips blank lines at the start of what it transforms, then looks for a nested cell magic.
@@ -82,7 +98,6 @@ def statement_of(shell: InteractiveShell, statement: str) -> Cell:
     """The code behind a line magic, ready to run; its line is that of the enclosing cell where that is known.
 
     Raises:
-        UsageError: the statement awaits.
         SyntaxError: the statement is not Python.
     """
     caller = _caller(shell)
@@ -125,22 +140,22 @@ def _transformed(shell: InteractiveShell, above: str, code: str) -> str:
 def _compiled(shell: InteractiveShell, source: str) -> Cell:
     file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=source)
     nodes = shell.transform_ast(shell.compile.ast_parse(source, filename=file)).body
-    if shell.autoawait:
-        _refuse_await(nodes, file)
     interactivity = shell.ast_node_interactivity
     if interactivity == "last_expr_or_assign":
         nodes = nodes + _name_assigned(nodes)
     silenced = DisplayHook.semicolon_at_end_of_expression(source)
     codes: list[CodeType] = []
-    refusal = None
+    refusal = awaits_at = None
     try:
         for node, mode in _modes(nodes, "none" if silenced else interactivity):
             codes.append(_code(shell, node, mode, file))
+            if awaits_at is None and codes[-1].co_flags & _ASYNC:
+                awaits_at = node.lineno
     except SyntaxError as error:
         refusal = error.with_traceback(None)
     ends_with_value = bool(nodes) and isinstance(nodes[-1], ast.Expr) and refusal is None
     last = codes.pop() if ends_with_value else None
-    return Cell(file, tuple(codes), last, interactivity != "none" and not silenced, refusal, shell)
+    return Cell(file, tuple(codes), last, interactivity != "none" and not silenced, refusal, awaits_at, shell)
 
 
 def _modes(nodes: list[ast.stmt], interactivity: str) -> Iterator[tuple[ast.stmt, Mode]]:
@@ -177,23 +192,39 @@ def _code(shell: InteractiveShell, node: ast.stmt, mode: Mode, file: str) -> Cod
     else:
         tree = ast.Module([node], [])
     compiler: Any = shell.compile  # typed for source text only; IPython itself hands it trees
-    code: CodeType = compiler(tree, file, mode)
+    with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if shell.autoawait else 0):
+        code: CodeType = compiler(tree, file, mode)
     return code
 
 
-def _refuse_await(nodes: list[ast.stmt], file: str) -> None:
-    """A magic is a plain call inside the shell's own event loop: nothing in it can be awaited."""
-    for node in nodes:
-        try:
-            code = compile(ast.Module([node], []), file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        except SyntaxError:
-            continue  # it is raised where the shell's own compiler meets it
-        if code.co_flags & _ASYNC:
-            raise UsageError(
-                f"gradtrace cannot run a cell that awaits at its top level (line {node.lineno}); "
-                "nothing was run. Await in a cell of its own and use the value here, or put the traced code "
-                "of this cell under `with gradmagic.trace() as run:` without the magic."
-            )
+def require_awaited(shell: InteractiveShell, code: Cell) -> bool:
+    """Whether what the magic returns is awaited; then it has to be a coroutine.
+
+    Raises:
+        UsageError: the code awaits, and nobody would await the magic.
+        SyntaxError: it awaits, and the compiler refuses it; the shell takes such code for code that awaits nothing.
+    """
+    caller = _caller(shell)
+    awaited = caller is not None and _is_awaited(caller)
+    if code.awaits_at is not None and not awaited and code.refusal is not None:
+        raise code.refusal
+    if code.awaits_at is not None and not awaited:
+        raise UsageError(
+            f"gradtrace cannot await here (line {code.awaits_at}): the magic is called by other code than the cell "
+            "itself; nothing was run. Write %%gradtrace on top of the cell, or put the traced code under "
+            "`with gradmagic.trace() as run:` without the magic."
+        )
+    return awaited
+
+
+def _is_awaited(frame: FrameType) -> bool:
+    """Whether the call that a frame is at is the operand of an ``await``."""
+    following = [each.opname for each in dis.get_instructions(frame.f_code) if each.offset > frame.f_lasti]
+    # Python 3.11 prepares a call with an instruction of its own, and may say that it is there.
+    return following[:1] == ["GET_AWAITABLE"] or following[:2] == ["CALL", "GET_AWAITABLE"]
+
+
+_RUNNERS = (Cell.run.__code__, Cell.run_awaiting.__code__)
 
 
 def pass_on(shell: InteractiveShell, error: BaseException) -> None:
@@ -202,7 +233,7 @@ def pass_on(shell: InteractiveShell, error: BaseException) -> None:
     The frames of gradmagic go from its traceback. What the shell itself adds for the magic (the call in the
     outer cell) goes where nothing but the shell can catch the exception; the shell's own means then show it.
     """
-    if any(link.tb_frame.f_code is Cell.run.__code__ for link in _links(error.__traceback__)):
+    if any(link.tb_frame.f_code in _RUNNERS for link in _links(error.__traceback__)):
         for each in _linked(error):
             _relink(each)
     elif isinstance(error, SyntaxError):
@@ -261,19 +292,37 @@ def _show_refused(shell: InteractiveShell, error: BaseException) -> None:
 def _caller(shell: InteractiveShell) -> FrameType | None:
     """The frame that called the magic, by way of the shell; None when the magic was called directly."""
     ways_in = {shell.run_cell_magic.__func__.__code__, shell.run_line_magic.__func__.__code__}  # type: ignore[attr-defined]
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame):
-        frame = frame.f_back
+    frame = _outside()
     return frame.f_back if frame is not None and frame.f_code in ways_in else None
 
 
+def _outside() -> FrameType | None:
+    """The innermost frame that is not gradmagic's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame):
+        frame = frame.f_back
+    return frame
+
+
 def _straight_from_shell(shell: InteractiveShell) -> bool:
-    """Whether the magic was called by a statement that the shell runs and that catches nothing."""
-    statement = _caller(shell)
-    if statement is None or statement.f_code.co_name != "<module>" or statement.f_code.co_exceptiontable:
+    """Whether the magic was called, or is awaited, by a statement that the shell runs and that catches nothing."""
+    statement = _caller(shell) or _outside()
+    if statement is None or statement.f_code.co_name != "<module>" or not _catches_nothing(statement.f_code):
         return False
     run_code = getattr(shell.run_code, "__func__", None)
     return statement.f_back is not None and statement.f_back.f_code is getattr(run_code, "__code__", None)
+
+
+def _catches_nothing(code: CodeType) -> bool:
+    """Whether no exception is handled; ``await`` itself has handlers, so those have to be the only ones."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    calls = ("run_cell_magic('', '', '')", "run_line_magic('', '')") if code.co_flags & _ASYNC else ()
+    awaits = [
+        compile(f"await get_ipython().{call}", "", mode, flags, dont_inherit=True).co_exceptiontable
+        for call in calls
+        for mode in ("exec", "single")
+    ]
+    return not code.co_exceptiontable or code.co_exceptiontable in awaits
 
 
 def _linked(error: BaseException) -> Iterator[BaseException]:

@@ -10,9 +10,12 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
+from threading import get_ident
 from traceback import extract_tb
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.core.error import UsageError
@@ -21,7 +24,8 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
-from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, statement_of
+from .awaiting import AwaitTransformer
+from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
 
 if TYPE_CHECKING:
     from .report import Report
@@ -121,7 +125,7 @@ class GradtraceMagics(Magics):
         try:
             heading = f"%%gradtrace {line}".strip()
             code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
-            return _run(shell, code, options)
+            return _run_awaiting(shell, code, options) if require_awaited(shell, code) else _run(shell, code, options)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
             raise
@@ -129,6 +133,35 @@ class GradtraceMagics(Magics):
 
 def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
     """Traces the cell; what it raises leaves here after the report is shown."""
+    run, screen = _prepared(shell, code, options)
+    try:
+        with run:
+            value = code.run()
+            run.offer(value)
+    finally:
+        _deliver(shell, run, options, screen)
+    return value if code.shown else None
+
+
+async def _run_awaiting(shell: InteractiveShell, code: Cell, options: Options) -> Any:
+    """Does what the magic does, for a cell that awaits."""
+    __tracebackhide__ = True
+    run, screen = _prepared(shell, code, options)
+    left_behind = _LeftBehind(shell, run, lambda: _deliver(shell, run, options, screen))
+    try:
+        try:
+            with left_behind, run:
+                value = await code.run_awaiting()
+                run.offer(value)
+        finally:
+            left_behind.deliver()
+    except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
+        pass_on(shell, error)
+        raise
+    return value if code.shown else None
+
+
+def _prepared(shell: InteractiveShell, code: Cell, options: Options) -> tuple[trace, _Screen]:
     # The engine brings PyTorch along: loading the extension stays light without it.
     from .sources import CellSource
     from .tracing import trace
@@ -143,13 +176,50 @@ def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
         namespace=shell.user_ns,
         cell=source,
     )
-    try:
-        with run:
-            value = code.run()
-            run.offer(value)
-    finally:
-        _deliver(shell, run, options, screen)
-    return value if code.shown else None
+    return run, screen
+
+
+class _LeftBehind:
+    """Ends the trace of a cell that awaits when the shell gives the cell up, as it does when Ctrl-C meets its loop.
+
+    The person's code may then go on whenever the loop runs again, as without the magic; it is traced no more.
+    """
+
+    def __init__(self, shell: InteractiveShell, run: trace, deliver: Callable[[], None]) -> None:
+        self._shell = shell
+        self._run = run
+        self._deliver: Callable[[], None] | None = deliver
+        self._thread = get_ident()
+        self._frame: FrameType | None = None
+
+    def __enter__(self) -> None:
+        self._frame = sys._getframe(1)
+        self._shell.events.register("post_execute", self._cell_is_over)
+
+    def __exit__(self, *_: object) -> None:
+        if self._frame is not None:
+            self._frame = None
+            self._shell.events.unregister("post_execute", self._cell_is_over)
+
+    def _cell_is_over(self) -> None:
+        """A cell is over: this one, unless it runs in a subshell, or was run by this one."""
+        if get_ident() == self._thread and not self._is_running():
+            self.__exit__()
+            error = KeyboardInterrupt()
+            self._run.__exit__(KeyboardInterrupt, error, None)
+            self.deliver()
+
+    def _is_running(self) -> bool:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
+
+    def deliver(self) -> None:
+        """Show the report, once."""
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver()
 
 
 class _Screen:
@@ -343,13 +413,22 @@ def _wants_color(shell: InteractiveShell) -> bool:
 
 
 def register(shell: InteractiveShell) -> None:
-    """Adds the magics to a shell; the second time replaces the first."""
+    """Adds the magics to a shell, and what lets a traced cell await; the second time replaces the first."""
     unregister(shell)
     shell.register_magics(GradtraceMagics)
+    ours = shell.magics_manager.registry[GradtraceMagics.__name__]
+
+    def is_there() -> bool:
+        return getattr(shell.find_cell_magic("gradtrace"), "__self__", None) is ours
+
+    transformer = AwaitTransformer(shell, "gradtrace", is_there, lambda line: _split(line)[1])
+    shell.input_transformers_post.append(transformer)
 
 
 def unregister(shell: InteractiveShell) -> None:
     """Takes the magics out of a shell again, and leaves alone what others have put in their place."""
+    transformers = shell.input_transformers_post
+    transformers[:] = [each for each in transformers if type(each).__module__ != AwaitTransformer.__module__]
     magics = shell.magics_manager.registry.pop(GradtraceMagics.__name__, None)
     if magics is None:
         return

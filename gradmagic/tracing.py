@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import linecache
 import sys
 import time
@@ -31,10 +32,12 @@ from .records import Coverage
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
+from .tasks import TaskRecorder
 
 __all__ = ["CellSource", "trace"]
 
 _EXPRESSION_FILE = "--backward"
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _SEVERITY = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -104,7 +107,8 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         frame = sys._getframe(1)
         ledger = Ledger(self._zero_grad)
         variables = _Variables(self._namespace, frame)
-        recorder = Recorder(frame.f_back, ledger.interceptors(), variables.now, self._values)
+        kind = TaskRecorder if frame.f_code.co_flags & _ASYNC else Recorder
+        recorder = kind(frame.f_back, ledger.interceptors(), variables.now, self._values)
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module))

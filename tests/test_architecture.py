@@ -30,13 +30,13 @@ LAYERS = (
         "history",
         "diagnosis",
     },
-    {"recorder", "calls", "operations", "paths", "changes"},
+    {"recorder", "tasks", "calls", "operations", "paths", "changes"},
     {"graph", "guest", "births", "accumulation", "failures", "fused", "optimizers", "passes", "journal"},
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},
     {"tracing", "live"},
-    {"cell", "magic"},
+    {"cell", "awaiting", "magic"},
 )
 """A module imports from its own layer and from those above it in this list (and in no circle)."""
 

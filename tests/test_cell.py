@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 from IPython.core.error import InputRejected
-from shells import Ran, Session, session
+from shells import HEADING, Session, session, twins
 
-HEADING = "%%gradtrace -q"
 INTERACTIVITY = ("all", "last", "last_expr", "none", "last_expr_or_assign")
 
 ORDINARY = {
@@ -97,16 +96,6 @@ FAILING = {
 def shell() -> Iterator[Session]:
     with session() as opened:
         yield opened
-
-
-def twins(shell: Session, body: str, before: str = "%xmode Context") -> tuple[Ran, Ran]:
-    """The cell with a comment line in place of the magic, and with the magic; everything else is equal."""
-    heading = HEADING + "\n"
-    runs = []
-    for cell in (f"# {heading}{body}", heading + body):
-        shell.fresh().run(before)
-        runs.append(shell.run(cell))
-    return runs[0], runs[1]
 
 
 @pytest.mark.parametrize("body", ORDINARY.values(), ids=ORDINARY.keys())
@@ -227,26 +216,31 @@ def test_a_future_import_reaches_later_cells(shell: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    "call",
     [
-        "x = 1\nawait something",
-        "x = 1\nasync with a: pass",
-        "x = 1\nasync for i in a: pass",
-        "x = 1\n[i async for i in a]",
-        "x = 1\ny = [await a]",
+        "get_ipython().run_cell_magic('gradtrace', '-q', {!r})",
+        "def f():\n    get_ipython().run_cell_magic('gradtrace', '-q', {!r})\nf()",
+        "%alias_magic again gradtrace\nget_ipython().run_cell_magic('again', '-q', {!r})",
     ],
 )
-def test_await_at_the_top_level_is_refused_before_anything_runs(shell: Session, body: str) -> None:
-    """A magic cannot await; the person is told where it stands and what to do instead."""
-    ran = shell.fresh().run(f"{HEADING}\n{body}")
-    assert "UsageError" in ran.error
+@pytest.mark.parametrize("body", ["y = 1\nawait g()", "y = 1\nasync with g(): pass", "y = 1\n[i async for i in g()]"])
+def test_await_where_nobody_awaits_the_magic_is_refused_before_anything_runs(
+    shell: Session, body: str, call: str
+) -> None:
+    """Called by other code than the cell, the magic is a plain call: the person is told where it awaits."""
+    shell.fresh().shell.input_transformers_post, before = [], shell.shell.input_transformers_post
+    try:
+        ran = shell.run(call.format(body))
+    finally:
+        shell.shell.input_transformers_post = before
+    assert ran.error.startswith("UsageError")
     assert "line 3" in ran.stderr
     assert "gradmagic.trace()" in ran.stderr
-    assert "x" not in ran.names
+    assert "y" not in ran.names
 
 
 def test_await_inside_a_function_is_no_top_level_await(shell: Session) -> None:
-    """Only what would have to be awaited by the magic itself is refused."""
+    """The cell only defines a coroutine."""
     plain, traced = twins(shell, "async def f():\n    await g()\nf.__name__")
     assert traced == plain
 
