@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
-from .source_tree import FUNCTIONS, SourceTree
+from .source_tree import FUNCTIONS, SourceTree, walk_scope
 from .sources import Site, Sources
 
 Range = tuple[str, int, int, int, int]
@@ -76,6 +76,13 @@ class DataFlow:
         """Statements that may have given a name its value at a place, each with that value."""
         scope = tree.scope_of(place)
         found = self._all(tree, scope).get(name, [])
+        if not found and not isinstance(scope, ast.Module) and not _is_local(name, scope):
+            # A function sees the names of the scopes around it, as they are when it is called.
+            outer = tree.scope_of(scope)
+            while not self._all(tree, outer).get(name) and not isinstance(outer, ast.Module):
+                outer = tree.scope_of(outer)
+            yield from reversed(self._all(tree, outer).get(name, []))
+            return
         around = tree.blocks_of(place)
         line = getattr(place, "lineno", 0)
         loops = [block for block in around if isinstance(block, _LOOPS)]
@@ -96,10 +103,33 @@ class DataFlow:
             for statement in tree.statements_in(scope):
                 for name, value in _definitions_in(statement):
                     found.setdefault(name, []).append((statement, value))
+            for name, statement, value in _from_inside(tree, scope, scope):
+                found.setdefault(name, []).append((statement, value))
             for definitions in found.values():
                 definitions.sort(key=lambda pair: (pair[0].lineno, pair[0].col_offset))  # type: ignore[attr-defined]
             self._definitions[scope] = found
         return self._definitions[scope]
+
+
+def _from_inside(tree: SourceTree, scope: ast.AST, owner: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST]]:
+    """Names of `owner` that functions inside `scope` give a value: they say ``nonlocal`` or ``global``."""
+    kind = ast.Global if isinstance(owner, ast.Module) else ast.Nonlocal
+    for function in walk_scope(scope):
+        if not isinstance(function, FUNCTIONS):
+            continue
+        statements = tree.statements_in(function)
+        shared = {name for found in statements if isinstance(found, kind) for name in found.names}
+        for statement in statements if shared else ():
+            yield from ((name, statement, value) for name, value in _definitions_in(statement) if name in shared)
+        yield from _from_inside(tree, function, owner)
+
+
+def _is_local(name: str, scope: ast.AST) -> bool:
+    """Whether a function has a variable of its own by this name: a parameter, or what something in it binds."""
+    arguments = ast.walk(scope.args) if isinstance(scope, FUNCTIONS) else ()
+    return any(isinstance(node, ast.arg) and node.arg == name for node in arguments) or any(
+        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in walk_scope(scope)
+    )
 
 
 def _definitions_in(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:

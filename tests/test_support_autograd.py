@@ -178,3 +178,39 @@ def test_several_results_of_one_call_are_rows_of_their_own(statement: str, names
         row.dtype == "float32" for row in rows[1:]
     )
     assert rows[0].grad is not None
+
+
+# ---- plain numbers through scopes
+
+
+X = W + "x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("s = 0.0\ndef f():\n    global s\n    s = x.max().item()\nf()\ny = w * s", 6),
+        ("s = x.max().item()\ndef f():\n    return w * s\ny = f()", 3),
+        ("def f():\n  s = 1.0\n  def g():\n    nonlocal s\n    s = x.sum().item()\n  g()\n  return w * s\ny = f()", 7),
+        ("def f():\n    s = x.sum().item()\n    def g():\n        return w * s\n    return g\ny = f()()", 4),
+        ("s = x.sum().item()\ny = (lambda: w * s)()", 3),
+    ],
+)  # fmt: skip
+def test_a_number_that_goes_through_another_scope_is_followed(source: str, line: int) -> None:
+    """`global`, `nonlocal` and what a function sees of the scopes around it: `.item()` cut the graph."""
+    report = assert_same_as_plain(f"{X}{source}\nloss = y.sum()\n")
+    assert (report["x"].reason, report["x"].culprit and report["x"].culprit.line) == ("cut_upstream", line)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "s = x.max().item()\ndef f(s):\n    return w * s\ny = f(2.0)",
+        "s = x.max().item()\ndef f():\n    return sum(w * s for s in (1.0, 2.0))\ny = f()",
+        "def g():\n    s = x.max().item()\ns = 1.0\ng()\ny = w * s",
+    ],
+)
+def test_a_number_by_the_same_name_in_another_scope_is_another(source: str) -> None:
+    """Parameters, loop variables and locals of other functions hide it."""
+    report = assert_same_as_plain(f"{X}{source}\nloss = y.sum()\n")
+    assert report["x"].reason == "unused"
