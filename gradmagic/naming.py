@@ -54,6 +54,8 @@ class Naming:
         self._parameters = self._take_in_parameters()
         self._held_parameters = self._name_held_parameters()
         self._names: dict[int, list[str]] = {}
+        self._hooked = {place.path.sites[hook:] for place in recorder.places if (hook := _output_hook(place))}
+        """Calls of modules whose results went through a backward hook of the person's."""
         self._bound = [self._all_bound(place) for place in recorder.places]
         self._contests = self._settle_contests()
 
@@ -206,8 +208,17 @@ class Naming:
     def _all_bound(self, place: Place) -> list[BoundName]:
         if place.through_view or (place.op == "getitem" and self._sources.is_target(place.path.sites)):
             return []  # ``x[0] += 1`` first reads ``x[0]``, then changes it, and with it ``x``
-        ways = ((place.path, place.position), *place.aliases)
-        return [bound for path, position in ways for bound in self._sources.names(path.sites, position)]
+        ways = (
+            (self._up_to_hook(place), place.position),
+            *((path.sites, position) for path, position in place.aliases),
+        )
+        return [bound for sites, position in ways for bound in self._sources.names(sites, position)]
+
+    def _up_to_hook(self, place: Place) -> tuple[Site, ...]:
+        """The way on which a place's value is handed on: a module's backward hook puts another tensor in its place."""
+        sites = place.path.sites[_output_hook(place) :]
+        ends = (index for index in range(1, len(sites)) if sites[index:] in self._hooked) if self._hooked else ()
+        return sites[: next(iter(ends), len(sites))]
 
     # ---- where, and what it says there
 
@@ -248,6 +259,14 @@ class Naming:
         text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
         module = self.module(place.path.module)
         return f"{module}{text[4:]}" if module and text.startswith("self.") else text
+
+
+def _output_hook(place: Place) -> int:
+    """Where on its path a module is called that has a full backward hook, for what PyTorch puts behind it; else 0."""
+    if place.op != "BackwardHookFunction":
+        return 0
+    names = [site.code.co_name for site in place.path.sites]
+    return names.index("setup_output_hook") + 2 if "setup_output_hook" in names else 0
 
 
 def _last_made(place: Place) -> tuple[int, float]:

@@ -114,3 +114,37 @@ def test_a_name_that_an_exception_kept_from_being_bound_is_no_rows_name(source: 
     """The last layer that finished does not carry the name of the call that never did."""
     names = names_after_error(source)
     assert {op: names[op] for op in expected} == expected
+
+
+# ---- hooks of the person's
+
+
+HOOKED = NN + (
+    "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    "        self.first = nn.Linear(3, 4)\n        self.last = nn.Linear(4, 4)\n"
+    "    def forward(self, x):\n        h = self.first(x)\n        out = self.last(h)\n        return out\n"
+    "net = Net()\nlog = []\nx = torch.randn(2, 3, requires_grad=True)\n"
+    "def note(module, *gradients):\n    log.append(type(module).__name__)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("hooked", "names"),
+    [
+        ("net.first, net.last, net", [None, None, "h", None, "out", "y"]),
+        ("net.first,", [None, "h"]),
+        ("net,", [None, "y"]),
+    ],
+)
+def test_a_module_with_a_backward_hook_gives_its_name_to_what_it_returns(hooked: str, names: list[str | None]) -> None:
+    """PyTorch puts a node before and behind the module: the last is what the caller gets, and has the caller's name."""
+    report = assert_same_as_plain(
+        f"{HOOKED}for module in ({hooked}):\n    module.register_full_backward_hook(note)\ny = net(x)\nloss = y.sum()\n"
+    )
+    hooks = [row for row in report.rows if row.op == "BackwardHookFunction"]
+    assert [row.name for row in hooks] == names
+    assert [row.count for row in hooks] == [1] * len(names)
+    modules = [row.module for row in hooks]
+    assert sorted(modules) == sorted(2 * [name.strip() for name in hooked.split(",") if name.strip()])
+    named = [name for row in report.rows for name in (row.name, *row.aliases) if name is not None]
+    assert len(set(named)) == len(named), "no name is on two rows"
