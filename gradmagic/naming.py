@@ -115,14 +115,17 @@ class Naming:
         return sorted(drafts.values(), key=lambda draft: (draft.first.leaves_torch, draft.first.order))
 
     def _is_storage(self, place: Place) -> bool:
-        """Memory that torch's own code allocates for parameters, or a layer that was copied from and is gone."""
+        """Memory that torch's own code allocates for parameters, or a parameter that it put others in place of.
+
+        So ``copy.deepcopy`` does with those of a template layer, and ``weight_norm`` with the weight.
+        """
         sites = place.path.sites
         if not sites or not self._sources.is_library(sites[0].code):
             return False
         names = [site.code.co_name for site in sites]
         if place.requires_grad:
-            copied = place.adopted is not None and names[0] == "__deepcopy__" and not place.received
-            return copied and (place.ref is None or place.ref() is None)
+            replaced = place.adopted is not None and place.is_leaf and place.path.module is None and not place.received
+            return replaced and (place.ref is None or place.ref() is None)
         return names[0] in ("__init__", "__new__", "__deepcopy__") or "_infer_parameters" in names
 
     def _key(self, place: Place, name: str | None) -> Any:

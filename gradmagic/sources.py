@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import NamedTuple
 
 from .bindings import Binding, Position, through_c
@@ -114,7 +114,9 @@ class Sources:
             return False
         if name.startswith("<frozen "):
             return True
-        inside = any(name.startswith(folder + sep) for folder in self._libraries for sep in "/\\")
+        inside = name in self._libraries or any(
+            name.startswith(folder + sep) for folder in self._libraries for sep in "/\\"
+        )
         standard = any(name.startswith(folder) for folder in self._standard) and "site-packages" not in name
         return inside or standard
 
@@ -392,7 +394,7 @@ def _argument(node: ast.AST, index: int, given: int) -> ast.expr | None:
     return node.operand if isinstance(node, ast.UnaryOp) and index == 0 else None
 
 
-def library_folders(*modules: object) -> list[str]:
-    """Folders of packages whose frames are not the person's code."""
-    files = [getattr(module, "__file__", None) for module in modules]
-    return [str(Path(file).parent) for file in files if file]
+def library_folders(*modules: ModuleType) -> list[str]:
+    """Folders of packages whose frames are not the person's code; of a module that is in no package, its file."""
+    files = [(module.__file__, hasattr(module, "__path__") or "." in module.__name__) for module in modules]
+    return [str(Path(file).parent if in_package else file) for file, in_package in files if file]

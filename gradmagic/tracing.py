@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
+import typing_extensions
 from torch import Tensor
 
 from . import modules as _our_module
@@ -111,7 +112,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         recorder = kind(frame.f_back, ledger.interceptors(), variables.now, self._values)
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
-        sources = Sources(self._cell, own_file, library_folders(torch, _our_module))
+        sources = Sources(self._cell, own_file, library_folders(torch, _our_module, typing_extensions))
         self._state = _Running(recorder, ledger, sources, variables)
         if self._live is not None:
             ledger.after_pass = _Live(self._state, self._live).after_pass

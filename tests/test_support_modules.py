@@ -148,3 +148,141 @@ def test_a_module_with_a_backward_hook_gives_its_name_to_what_it_returns(hooked:
     assert sorted(modules) == sorted(2 * [name.strip() for name in hooked.split(",") if name.strip()])
     named = [name for row in report.rows for name in (row.name, *row.aliases) if name is not None]
     assert len(set(named)) == len(named), "no name is on two rows"
+
+
+# ---- parametrizations
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_the_old_weight_norm_shows_its_two_parameters_at_the_persons_line() -> None:
+    """It stands behind a decorator of typing_extensions, and deletes the weight that it found."""
+    report = assert_same_as_plain(
+        NN + "lin = nn.utils.weight_norm(nn.Linear(3, 2))\nx = torch.ones(2, 3)\ny = lin(x)\nloss = y.pow(2).sum()\n"
+    )
+    assert {row.line for row in report.rows} == {3, 4, 5, 6}
+    assert [row.name for row in report.rows if row.kind == "parameter"] == ["lin.weight_v", "lin.weight_g", "lin.bias"]
+    weight = [row for row in report.rows if row.op == "_weight_norm"][-1]
+    assert (weight.name, weight.module, weight.grad is not None) == ("lin.weight", "lin", True)
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters", "op"),
+    [
+        ("weight_norm(nn.Linear(3, 3))", ["original0", "original1"], "_weight_norm"),
+        ("spectral_norm(nn.Linear(3, 3))", ["original"], "div"),
+        ("orthogonal(nn.Linear(3, 3))", ["original"], "matmul"),
+        ("nn.Linear(3, 3)\nparametrize.register_parametrization(lin, 'weight', Symmetric())", ["original"], "add"),
+    ],
+)
+def test_a_parametrized_weight_is_traced_from_its_originals(source: str, parameters: list[str], op: str) -> None:
+    """The originals are parameters with gradients; what makes the weight of them is inside the parametrization."""
+    report = assert_same_as_plain(
+        NN + "from torch.nn.utils import parametrize\n"
+        "from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm\n"
+        "class Symmetric(nn.Module):\n    def forward(self, X):\n        return X.triu() + X.triu(1).T\n"
+        f"lin = {source}\ny = lin(torch.ones(2, 3))\nloss = y.pow(2).sum()\n"
+    )
+    assert {row.name for row in report.rows if row.kind == "parameter"} == {
+        *(f"lin.parametrizations.weight.{name}" for name in parameters),
+        "lin.bias",
+    }
+    assert all(row.grad is not None for row in report.rows if row.kind == "parameter")
+    made = [row for row in report.rows if row.op == op][-1]
+    assert (made.module, made.shape, made.grad is not None) == ("lin.parametrizations.weight.0", (3, 3), True)
+
+
+# ---- modules that run
+
+
+def test_a_module_that_runs_three_times_makes_three_rows_with_one_weight() -> None:
+    """The parameter's gradient is the sum; each output has its own."""
+    report = assert_same_as_plain(
+        NN + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.lin = nn.Linear(3, 3)\n"
+        "    def forward(self, x):\n        a = self.lin(x)\n        b = self.lin(a)\n        return self.lin(b)\n"
+        "net = Net()\ny = net(torch.randn(2, 3))\nloss = y.sum()\n"
+    )
+    assert [(report[name].module, report[name].line, report[name].count) for name in ("a", "b", "y")] == [
+        ("net.lin", 8, 1), ("net.lin", 9, 1), ("net.lin", 10, 1)
+    ]  # fmt: skip
+    assert [row.name for row in report.rows if row.kind == "parameter"] == ["net.lin.weight", "net.lin.bias"]
+
+
+def test_a_module_with_a_getattr_of_its_own_is_traced_by_its_real_paths() -> None:
+    """What `__getattr__` finds elsewhere is called by where it is, and by what the code calls it."""
+    report = assert_same_as_plain(
+        NN + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.inner = nn.Linear(3, 3)\n"
+        "    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
+        "        except AttributeError:\n            return getattr(super().__getattr__('inner'), name)\n"
+        "    def forward(self, x):\n        return x @ self.weight + self.bias\n"
+        "net = Net()\ny = net(torch.randn(2, 3))\nloss = y.sum()\n"
+    )
+    assert [(row.name, row.aliases) for row in report.rows if row.kind == "parameter"] == [
+        ("net.inner.weight", ("self.weight",)), ("net.inner.bias", ("self.bias",))
+    ]  # fmt: skip
+
+
+RECURRENT = "from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence\nx = torch.randn(5, 2, 3)\n"
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_layers_give_outputs_and_states_with_their_names(kind: str, packed: bool) -> None:
+    """Two layers in both directions, plain and with a packed sequence."""
+    states = "(h, c)" if kind == "LSTM" else "h"
+    given, opened = (
+        ("pack_padded_sequence(x, [5, 3])", "out, lengths = pad_packed_sequence(out)\n") if packed else ("x", "")
+    )
+    report = assert_same_as_plain(
+        NN + f"{RECURRENT}rnn = nn.{kind}(3, 4, 2, bidirectional=True)\nout, {states} = rnn({given})\n{opened}"
+        "loss = out.sum() + h.mean()\n"
+    )
+    assert len([row for row in report.rows if row.kind == "parameter" and row.grad is not None]) == 16
+    made = [row for row in report.rows if row.module == "rnn" and row.kind == "non-leaf"]
+    assert len(made) == (3 if kind == "LSTM" else 2)
+    assert (report["h"].line, report["h"].grad is not None) == (6, True)
+    assert report["out"].shape == (5, 2, 8)
+    if kind == "LSTM":
+        assert report["c"].reason == "unused"
+
+
+def test_each_call_of_a_recurrent_cell_has_its_own_state() -> None:
+    """`h, c = cell(x, (h, c))`: the same names, another row for each line."""
+    report = assert_same_as_plain(
+        NN + "cell = nn.LSTMCell(3, 4)\nx = torch.randn(2, 2, 3)\nh, c = cell(x[0])\nh, c = cell(x[1], (h, c))\n"
+        "loss = h.sum()\n"
+    )
+    assert [(row.name, row.line) for row in report.rows if row.op == "lstm_cell"] == [
+        ("h", 5), ("c", 5), ("h", 6), ("c", 6)
+    ]  # fmt: skip
+
+
+def test_the_steps_inside_attention_are_inner_steps_of_its_row() -> None:
+    """`nn.MultiheadAttention` and `scaled_dot_product_attention` are one call each for Python."""
+    report = assert_same_as_plain(
+        NN + "att = nn.MultiheadAttention(8, 2, batch_first=True)\nx = torch.randn(3, 2, 8, requires_grad=True)\n"
+        "out, weights = att(x, x, x)\nq = torch.randn(2, 3, 4, requires_grad=True)\n"
+        "s = nn.functional.scaled_dot_product_attention(q, q * 2, q * 3, is_causal=True)\n"
+        "loss = out.sum() + weights.max() + s.sum()\n"
+    )
+    whole = [row for row in report.rows if row.op == "multi_head_attention_forward"]
+    assert [row.shape for row in whole] == [(2, 3, 8), (3, 2, 2)]
+    assert {"BmmBackward0", "SoftmaxBackward0"} <= {step.grad_fn for step in whole[0].inner} | {
+        step.grad_fn for step in whole[1].inner
+    }
+    assert (report["out"].module, report["weights"].grad is not None) == ("att", True)
+    assert all(step.grad is not None for row in report.rows for step in row.inner)
+    assert report["s"].inner
+
+
+def test_data_parallel_without_devices_is_the_module_itself() -> None:
+    """On the CPU `nn.DataParallel` hands on to its module."""
+    report = assert_same_as_plain(
+        NN + "net = nn.DataParallel(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)))\n"
+        "y = net(torch.randn(2, 3))\nloss = y.sum()\n"
+    )
+    assert report["y"].module == "net.module.2"
+    assert {row.name for row in report.rows if row.kind == "parameter"} == {
+        f"net.module.{layer}.{which}" for layer in (0, 2) for which in ("weight", "bias")
+    }
