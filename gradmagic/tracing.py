@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-import typing_extensions
+import typing_extensions  # PyTorch requires it: its decorator stands around what PyTorch has deprecated
 from torch import Tensor
 
 from . import modules as _our_module
