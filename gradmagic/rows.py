@@ -162,6 +162,7 @@ class Assembler:
             made_after=newest is not None and not last.is_leaf and last.last_clock > newest.clock,
             cleared=self._cleared(last),
             only_returned=_only_returned(draft, losses),
+            taken=_is_taken(last),
             grad=_last_gradient(draft.places),
             grads=joined(_parts(draft.places)),
             forward=last.forward.result() if last.forward is not None else None,
@@ -372,6 +373,12 @@ def _last_gradient(places: Sequence[Place]) -> GradStats | None:
             occurrence, number, pending = place.last_gradient
             found.append((offset + occurrence, number, pending))
     return max(found, key=lambda last: last[:2])[2].result() if found else None
+
+
+def _is_taken(place: Place) -> bool:
+    """Whether nothing is left in the ``.grad`` of a leaf that has a hook of the person's after accumulation."""
+    tensor = place.ref() if place.is_leaf and place.received and place.ref is not None else None
+    return tensor is not None and tensor.grad is None and bool(tensor._post_accumulate_grad_hooks)
 
 
 def _parts(places: Sequence[Place]) -> Iterator[tuple[int, GrowingSeries]]:

@@ -68,6 +68,7 @@ class RowFacts:
         made_after: no pass ran after it was made, though one ran before.
         cleared: where its ``.grad`` was set to None after the last pass, or None.
         only_returned: its gradient came from ``autograd.grad`` alone, which stores nothing.
+        taken: nothing is left in ``.grad``, which a hook of the person's after accumulation may have emptied.
         grad: statistics of the last gradient, or None.
         grads: every gradient.
         forward: statistics of its values, where they are known, or None.
@@ -127,6 +128,7 @@ class RowFacts:
     made_after: bool = False
     cleared: Location | None = None
     only_returned: bool = False
+    taken: bool = False
     grad: GradStats | None = None
     grads: GradSeries = field(default_factory=GradSeries, repr=False)
     forward: GradStats | None = None

@@ -157,6 +157,8 @@ def _stored_note(row: RowFacts) -> str:
         return f"`.grad` was cleared afterwards ({row.cleared})"
     if row.only_returned:
         return "only `autograd.grad` ran through it, which stores nothing in `.grad`"
+    if row.taken:
+        return "a hook after accumulation took `.grad` (`register_post_accumulate_grad_hook`)"
     return _activity_note(row)
 
 
