@@ -41,7 +41,8 @@ class _Outer:
         if module is outer:
             return ""
         if id(module) not in self.paths and outer is not None:
-            self.paths = {id(child): path for path, child in named(outer, "named_modules")}
+            # Of a module that stands in two places the first counts, as for its parameters.
+            self.paths = {id(child): path for path, child in reversed(named(outer, "named_modules"))}
         return self.paths.get(id(module))
 
 

@@ -580,6 +580,12 @@ class Recorder(TorchFunctionMode):
             self._new_version(before, path, name, position, tensor, parents)
             return
         if node is None or not fresh:
+            if not tensor.requires_grad and known.version != version_of(tensor):
+                # Values were written into a constant: from now on it is made of them as well.
+                if any(parent.requires_grad for parent in parents):
+                    self._new_version(before, path, name, position, tensor, parents)
+                    return
+                before.parents.update(parent.index for parent in parents if parent is not before)
             known.version = version_of(tensor)
             if known.requires_grad != tensor.requires_grad:
                 known.requires_grad = tensor.requires_grad

@@ -347,7 +347,9 @@ def test_out_gives_a_tensor_new_values_and_no_history() -> None:
         W + "y = torch.empty(3)\ntorch.add(torch.ones(3), 1, out=y)\nwith torch.no_grad():\n    z = torch.empty(3)\n"
         "    torch.mul(w, 2, out=z)\nloss = (w * y + z).sum()\n"
     )
-    assert [(report[name].kind, report[name].reason) for name in "yz"] == [("constant", "requires_grad_false")] * 2
+    assert [(report[name].kind, report[name].reason) for name in "yz"] == [
+        ("constant", "requires_grad_false"), ("constant", "no_grad")
+    ]  # fmt: skip
     assert report["w"].grad is not None
     with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
         run_traced(W + "y = torch.empty(3)\ntorch.mul(w, 2, out=y)\n")
@@ -585,3 +587,30 @@ def test_copies_made_in_the_cell_are_leaves_of_their_own() -> None:
     assert [row.line for row in copied] == [4, 5, 6, 7]  # a parameter in a dict is first seen where it is used
     assert all(row.grad is not None for row in copied)
     assert report["w"].reason == report["p"].reason == "unused"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["buf.copy_(h)", "buf += h", "buf[0] = h[0]", "buf[1:] = h[1:]", "torch.mul(h, 2, out=buf)", "buf.lerp_(h, 0.5)"],
+)
+def test_values_written_into_a_constant_where_no_graph_is_recorded_are_followed(change: str) -> None:
+    """The buffer's next version says that its history was cut there, and so do the tensors whose values went in."""
+    report = assert_same_as_plain(
+        W + "v = torch.ones(3, requires_grad=True)\nh = v.exp()\nbuf = torch.zeros(3)\n"
+        f"with torch.no_grad():\n    {change}\nloss = (w * buf).sum()\n"
+    )
+    before, after = (row for row in report.rows if row.name == "buf")
+    assert (before.line, before.reason, after.line, after.reason) == (4, "requires_grad_false", 6, "no_grad")
+    assert [(report[name].reason, report[name].culprit and report[name].culprit.line) for name in "vh"] == [
+        ("cut_upstream", 6)
+    ] * 2
+
+
+def test_a_running_average_that_is_updated_in_a_loop_is_two_rows() -> None:
+    """The buffer as it was made, and what each round makes of it."""
+    report, namespace = run_traced(
+        W + "average = torch.zeros(3)\nfor _ in range(20):\n    with torch.no_grad():\n"
+        "        average.mul_(0.9).add_(w, alpha=0.1)\nloss = w.sum()\n"
+    )
+    assert [(row.op, row.count) for row in report.rows if row.name == "average"] == [("zeros", 1), ("add_", 20)]
+    assert torch.allclose(namespace["average"], namespace["w"] * (1 - 0.9**20))
