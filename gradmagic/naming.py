@@ -15,6 +15,8 @@ from .recorder import Recorder
 from .records import Kind, Location
 from .sources import BoundName, Origin, Site, Sources
 
+_HOOKED_CALL = "Module._call_impl.<locals>.inner"
+"""The code of PyTorch that calls a module which has hooks."""
 _INDEX = re.compile(r"\[\d+\]$")
 
 
@@ -54,8 +56,9 @@ class Naming:
         self._parameters = self._take_in_parameters()
         self._held_parameters = self._name_held_parameters()
         self._names: dict[int, list[str]] = {}
-        self._hooked = {place.path.sites[hook:] for place in recorder.places if (hook := _output_hook(place))}
-        """Calls of modules whose results went through a backward hook of the person's."""
+        self._behind = {place.index: hook for place in recorder.places if (hook := self._behind_module(place))}
+        self._hooked = {recorder.places[index].path.sites[hook:] for index, hook in self._behind.items()}
+        """Calls of modules whose results a hook of the person's has replaced."""
         self._bound = [self._all_bound(place) for place in recorder.places]
         self._contests = self._settle_contests()
 
@@ -218,10 +221,24 @@ class Naming:
         return [bound for sites, position in ways for bound in self._sources.names(sites, position)]
 
     def _up_to_hook(self, place: Place) -> tuple[Site, ...]:
-        """The way on which a place's value is handed on: a module's backward hook puts another tensor in its place."""
-        sites = place.path.sites[_output_hook(place) :]
+        """The way on which a place's value is handed on: a hook on a module puts another tensor in its place."""
+        sites = place.path.sites[self._behind.get(place.index, 0) :]
         ends = (index for index in range(1, len(sites)) if sites[index:] in self._hooked) if self._hooked else ()
         return sites[: next(iter(ends), len(sites))]
+
+    def _behind_module(self, place: Place) -> int:
+        """Where on its path a module is called whose result the place took over; 0 for none.
+
+        So does what a forward hook returns, and what PyTorch puts behind a module that has a full backward hook.
+        """
+        sites = place.path.sites
+        call = next((index for index, site in enumerate(sites) if site.code.co_qualname == _HOOKED_CALL), 0)
+        if not call or not place.requires_grad:
+            return 0
+        if place.op == "BackwardHookFunction":
+            return call + 1 if sites[call - 1].code.co_name == "setup_output_hook" else 0
+        returned = self._sources.location(sites[call]).statement.startswith("hook_result = ")
+        return call + 1 if returned and self._sources.is_handed_to(sites, call) else 0
 
     # ---- where, and what it says there
 
@@ -262,14 +279,6 @@ class Naming:
         text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
         module = self.module(place.path.module)
         return f"{module}{text[4:]}" if module and text.startswith("self.") else text
-
-
-def _output_hook(place: Place) -> int:
-    """Where on its path a module is called that has a full backward hook, for what PyTorch puts behind it; else 0."""
-    if place.op != "BackwardHookFunction":
-        return 0
-    names = [site.code.co_name for site in place.path.sites]
-    return names.index("setup_output_hook") + 2 if "setup_output_hook" in names else 0
 
 
 def _last_made(place: Place) -> tuple[int, float]:

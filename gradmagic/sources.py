@@ -253,6 +253,19 @@ class Sources:
             position = returned
         return found
 
+    def is_handed_to(self, path: Sequence[Site], index: int) -> bool:
+        """Whether the functions below `path[index]` return the result, one to the other, up to there."""
+        callee: str | None = None
+        position: Position | None = ()
+        for site in path[:index]:
+            tree, node = self.node(site)
+            position = through_c(node, callee, position) if node is not None and position is not None else None
+            if tree is None or node is None or position is None:
+                return False
+            callee = site.code.co_name
+            position = self._binding(site, position, tree, node)[1]
+        return position is not None
+
     def _binding(
         self, site: Site, position: Position, tree: SourceTree, node: ast.AST
     ) -> tuple[list[str], Position | None, bool]:

@@ -286,3 +286,15 @@ def test_data_parallel_without_devices_is_the_module_itself() -> None:
     assert {row.name for row in report.rows if row.kind == "parameter"} == {
         f"net.module.{layer}.{which}" for layer in (0, 2) for which in ("weight", "bias")
     }
+
+
+@pytest.mark.parametrize("hook", ["lambda module, args, out: out * 2", "lambda module, args, out: (out * 2).tanh()"])
+def test_what_a_forward_hook_returns_has_the_name_and_the_layers_own_result_has_not(hook: str) -> None:
+    """A hook that returns something else puts it in the place of what the layer computed."""
+    report = assert_same_as_plain(
+        f"{HOOKED}net.first.register_forward_hook({hook})\nnet.last.register_forward_hook(lambda *given: None)\n"
+        "y = net(x)\nloss = y.sum()\n"
+    )
+    named = {row.name: row.op for row in report.rows if row.name in ("h", "out", "y")}
+    assert named == {"h": "tanh" if "tanh" in hook else "mul", "y": "linear"}
+    assert [row.name for row in report.rows if row.op == "linear"] == [None, "y"]
