@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MemberDescriptorType
 from typing import Any
 
 _DEPTH = 3
@@ -98,6 +100,8 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
             # Kept by nn.Module apart from its other attributes; parameters are named through named_parameters.
             children = attributes.get("_modules") or {}
             yield from ((f"{name}.{key}", item) for key, item in children.items())
+    elif not isinstance(value, type):
+        yield from ((f"{name}.{slot}", item) for slot, item in _slots_of(value) if slot[:1] != "_")
 
 
 def contents(value: Any) -> Iterable[Any]:
@@ -119,6 +123,16 @@ def _fields_of(value: Any) -> tuple[str, ...] | None:
         return None
     fields = kind.__dict__.get("_fields") or kind.__dict__.get("__match_args__")
     return fields if type(fields) is tuple else None
+
+
+def _slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes that a dataclass keeps in slots."""
+    members = vars(type(value))
+    for slot in members.get("__dataclass_fields__", ()):
+        member = members.get(slot)
+        if type(member) is MemberDescriptorType:
+            with suppress(AttributeError):  # nothing in it yet
+                yield slot, member.__get__(value)
 
 
 def _is_key(key: Any, item: Any) -> bool:

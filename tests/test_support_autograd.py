@@ -137,16 +137,20 @@ class Typed(NamedTuple):
 class Data:
     first: Any
     second: Any
+@dataclass(slots=True)
+class Slots:
+    first: Any
+    second: Any
 def make(kind, t):
     return kind(t * 2, second=t * 3)
 """
 
 
-@pytest.mark.parametrize("kind", ["Pair", "Typed", "Data"])
+@pytest.mark.parametrize("kind", ["Pair", "Typed", "Data", "Slots"])
 def test_items_of_named_tuples_and_dataclasses_have_the_names_of_their_fields(kind: str) -> None:
     """Made in a function, held by a variable; unpacked they have the names of what they are unpacked to."""
     report = assert_same_as_plain(f"{CONTAINERS}{W}out = make({kind}, w)\nloss = (out.first * out.second).sum()\n")
-    assert summary(report, "out.first", "out.second") == [("mul", 14, None)] * 2
+    assert summary(report, "out.first", "out.second") == [("mul", 18, None)] * 2
     assert report["out.first"].expression == "t * 2"
 
 
