@@ -56,7 +56,7 @@ class Naming:
         self._parameters = self._take_in_parameters()
         self._held_parameters = self._name_held_parameters()
         self._names: dict[int, list[str]] = {}
-        self._behind = {place.index: hook for place in recorder.places if (hook := self._behind_module(place))}
+        self._behind = self._behind_modules()
         self._hooked = {recorder.places[index].path.sites[hook:] for index, hook in self._behind.items()}
         """Calls of modules whose results a hook of the person's has replaced."""
         self._bound = [self._all_bound(place) for place in recorder.places]
@@ -226,6 +226,16 @@ class Naming:
         ends = (index for index in range(1, len(sites)) if sites[index:] in self._hooked) if self._hooked else ()
         return sites[: next(iter(ends), len(sites))]
 
+    def _behind_modules(self) -> dict[int, int]:
+        """Each place that took over a module's result, and where on its path that was called; the last wins."""
+        last: dict[object, tuple[Place, int]] = {}
+        for place in self._recorder.places:
+            hook = self._behind_module(place)
+            key = (place.path.sites[hook:], place.position)
+            if hook and (key not in last or _last_made(place) >= _last_made(last[key][0])):
+                last[key] = place, hook
+        return {place.index: hook for place, hook in last.values()}
+
     def _behind_module(self, place: Place) -> int:
         """Where on its path a module is called whose result the place took over; 0 for none.
 
@@ -270,7 +280,9 @@ class Naming:
         if draft.origin is not None:
             return draft.origin.expression
         if draft.first.adopted is not None:
-            return draft.name or self._argument(draft.first) or draft.first.op or kind_of(draft.first)
+            given = draft.name or self._argument(draft.first)
+            if given or not draft.first.path.sites:
+                return given or draft.first.op or kind_of(draft.first)
         site = self._sources.person_site(draft.first.path.sites)
         return self._sources.expression(site) if site is not None else draft.first.op
 
@@ -278,7 +290,10 @@ class Naming:
         """What a module's own code calls a tensor, seen from outside: ``Linear.weight`` for its ``self.weight``."""
         text = self._sources.argument(place.path.sites, *(place.adopted or (-1, 0)))
         module = self.module(place.path.module)
-        return f"{module}{text[4:]}" if module and text.startswith("self.") else text
+        if module and text.startswith("self."):
+            return f"{module}{text[4:]}"
+        sites = place.path.sites
+        return "" if sites and self._sources.is_library(sites[0].code) else text
 
 
 def _last_made(place: Place) -> tuple[int, float]:

@@ -298,3 +298,23 @@ def test_what_a_forward_hook_returns_has_the_name_and_the_layers_own_result_has_
     named = {row.name: row.op for row in report.rows if row.name in ("h", "out", "y")}
     assert named == {"h": "tanh" if "tanh" in hook else "mul", "y": "linear"}
     assert [row.name for row in report.rows if row.op == "linear"] == [None, "y"]
+
+
+def test_of_several_hooks_on_one_module_the_last_one_gives_what_the_caller_gets() -> None:
+    """Two forward hooks and the node for a backward hook behind them."""
+    report = assert_same_as_plain(
+        f"{HOOKED}net.first.register_forward_hook(lambda module, args, out: out * 2)\n"
+        "net.first.register_forward_hook(lambda module, args, out: out + 1)\n"
+        "net.first.register_full_backward_hook(note)\ny = net(x)\nloss = y.sum()\n"
+    )
+    assert [row.op for row in report.rows if row.name == "h"] == ["BackwardHookFunction"]
+    assert {row.op: row.name for row in report.rows if row.op in ("mul", "add")} == {"mul": None, "add": None}
+
+
+def test_what_unseen_code_of_pytorchs_makes_is_called_by_the_persons_call() -> None:
+    """Rows that no call of the cell's returned say which call they belong to, not PyTorch's own variables."""
+    report = assert_same_as_plain(
+        "w = torch.randn(3, requires_grad=True)\nj = torch.func.jacrev(lambda t: t ** 2)(w)\nloss = j.sum()\n"
+    )
+    inside = {row.expression for row in report.rows if row.line == 2}
+    assert inside <= {"torch.func.jacrev(lambda t: t ** 2)(w)", "t ** 2", "t"}
