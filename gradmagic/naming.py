@@ -15,9 +15,11 @@ from .recorder import Recorder
 from .records import Kind, Location
 from .sources import BoundName, Origin, Site, Sources
 
+_HANDLER = "handle_torch_function"
+"""Where a function of PyTorch that is written in Python hands its call over to a mode: the caller's own call."""
 _HOOKED_CALL = "Module._call_impl.<locals>.inner"
 """The code of PyTorch that calls a module which has hooks."""
-_INDEX = re.compile(r"\[\d+\]$")
+_INDEX = re.compile(r"\[[^\[\]]+\]$")
 
 
 @dataclass(slots=True)
@@ -123,7 +125,7 @@ class Naming:
         So ``copy.deepcopy`` does with those of a template layer, and ``weight_norm`` with the weight.
         """
         sites = place.path.sites
-        if not sites or not self._sources.is_library(sites[0].code):
+        if not sites or not self._sources.is_library(sites[0].code) or sites[0].code.co_name == _HANDLER:
             return False
         names = [site.code.co_name for site in sites]
         if place.requires_grad:

@@ -154,6 +154,21 @@ def test_items_of_named_tuples_and_dataclasses_have_the_names_of_their_fields(ki
     assert report["out.first"].expression == "t * 2"
 
 
+@pytest.mark.parametrize(
+    ("made", "last"),
+    [
+        ("{key: w * 2 for key in ('a', 'b')}", "out['b']"),
+        ("dict(a=w * 1)\nfor key in 'bc':\n    out.update({key: w * 2})", "out['c']"),
+        ("[w * 2 for _ in range(3)]", "out[2]"),
+    ],
+)
+def test_items_that_one_place_makes_are_one_row_of_some_item(made: str, last: str) -> None:
+    """A row that occurs more than once is called `out[…]`; the last item's own name finds it as well."""
+    report, _ = run_traced(f"{W}out = {made}\nloss = w.sum()\n")
+    assert report[last].name == "out[…]"
+    assert report[last].count > 1
+
+
 def test_items_of_torchs_own_named_tuples_are_found_by_index_and_by_field() -> None:
     """`top[0]` and `top.values`, of topk, max(dim) and qr."""
     report = assert_same_as_plain(

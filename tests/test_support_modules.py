@@ -47,6 +47,16 @@ def test_a_template_layer_that_was_copied_from_and_dropped_is_no_row() -> None:
     assert all(row.reason == "requires_grad_false" for row in report.rows if row.kind == "constant")
 
 
+@pytest.mark.parametrize("use", ["nn.functional.relu(p)", "p * 2", "nn.functional.linear(p, p)"])
+def test_a_leaf_that_was_used_and_dropped_is_still_a_row(use: str) -> None:
+    """It is the person's own, whatever function of PyTorch's saw it first."""
+    report = assert_same_as_plain(
+        NN + f"def f():\n    p = nn.Parameter(torch.ones(3))\n    {use}\nf()\n"
+        "w = torch.ones(2, requires_grad=True)\nloss = w.sum()\n"
+    )
+    assert report["p"].reason == "unused"
+
+
 # ---- names of parameters
 
 
