@@ -55,17 +55,18 @@ class _KnownNode:
 class _InnerHook:
     """Prehook of a node that Python never saw."""
 
-    __slots__ = ("inner", "key", "listener")
+    __slots__ = ("inner", "key", "listener", "occurrence")
 
-    def __init__(self, listener: Listener, node: Any, inner: InnerNode) -> None:
+    def __init__(self, listener: Listener, node: Any, inner: InnerNode, occurrence: int) -> None:
         self.listener = listener
         self.key = id(node)
         self.inner = inner
+        self.occurrence = occurrence
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
         self.listener.now_at = self.key
         found = [
-            self.listener.received_inside(self.inner, output, gradient)
+            self.listener.received_inside(self.inner, output, self.occurrence, gradient)
             for output, gradient in enumerate(gradients)
             if gradient is not None
         ]
@@ -253,7 +254,7 @@ class Listener:
             steps.append(InnerNode(name, shapes_of(node)))
         elif steps[number].grad_fn != name:
             steps.insert(number, InnerNode(name, shapes_of(node)))
-        self._handles.append(node.register_prehook(_InnerHook(self, node, steps[number])))
+        self._handles.append(node.register_prehook(_InnerHook(self, node, steps[number], consumer[1])))
         return consumer
 
     def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
@@ -266,17 +267,18 @@ class Listener:
 
     def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> Pending | None:
         """A gradient arrived at an output of a known node that Python never got."""
-        place = self._recorder.places[next(iter(known.marks.values()))[0]]
+        index, occurrence = next(iter(known.marks.values()))
+        place = self._recorder.places[index]
         if place.unclaimed is None:
             place.unclaimed = InnerNode(known.grad_fn, {})
         place.unclaimed.shapes[output] = tuple(gradient.shape)
-        return self.received_inside(place.unclaimed, output, gradient)
+        return self.received_inside(place.unclaimed, output, occurrence, gradient)
 
-    def received_inside(self, inner: InnerNode, output: int, gradient: Tensor) -> Pending | None:
+    def received_inside(self, inner: InnerNode, output: int, occurrence: int, gradient: Tensor) -> Pending | None:
         """A gradient arrived at an inner step."""
         pending = self._measured(gradient, None)
         if pending is not None:
-            inner.received[output] = pending
+            inner.receive(output, self.source, occurrence, pending, self._recorder.backlog)
         return pending
 
     def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:

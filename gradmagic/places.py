@@ -55,16 +55,34 @@ class Source:
     clock: int
 
 
+LastGradient = tuple[int, int, Pending]
+"""Occurrence, number of the pass and statistics."""
+
+
 class InnerNode:
     """An autograd node inside a place's operation that Python never saw, or outputs of one that it never got."""
 
-    __slots__ = ("grad_fn", "received", "shapes")
+    __slots__ = ("grad_fn", "received", "series", "shapes")
 
     def __init__(self, grad_fn: str, shapes: dict[int, tuple[int, ...] | None]) -> None:
         self.grad_fn = grad_fn
         self.shapes = shapes
-        self.received: dict[int, Pending] = {}
-        """The last gradient of each output."""
+        self.received: dict[int, LastGradient] = {}
+        """For each output, the last occurrence's last gradient."""
+        self.series: dict[tuple[int, int], GrowingSeries] = {}
+        """Every gradient that reached it, by output and loss."""
+
+    def receive(self, output: int, source: Source, occurrence: int, pending: Pending, backlog: Backlog) -> None:
+        """A gradient arrived at an output, for an occurrence of the place."""
+        series = self.series.get((output, source.loss))
+        if series is None:
+            series = self.series[output, source.loss] = GrowingSeries(source.loss)
+        backlog.when_known(
+            pending.waiting, lambda: series.add(source.number, source.step, occurrence, pending.result())
+        )
+        last = self.received.get(output)
+        if last is None or (occurrence, source.number) >= last[:2]:
+            self.received[output] = (occurrence, source.number, pending)
 
 
 class Place:
@@ -137,8 +155,8 @@ class Place:
         self.parents: set[int] = set()
         self.series: dict[int, GrowingSeries] = {}
         """Every gradient that reached it, by the loss it came from."""
-        self.last_gradient: tuple[int, int, Pending] | None = None
-        """Occurrence, number of the pass and statistics of the last occurrence's last gradient."""
+        self.last_gradient: LastGradient | None = None
+        """The last occurrence's last gradient."""
         self.received = 0
         """When the last gradient arrived, by the recorder's clock."""
         self.inner: list[InnerNode] = []

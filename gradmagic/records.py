@@ -98,12 +98,14 @@ class InnerStep:
     Attributes:
         grad_fn: name of the node, such as ``SoftmaxBackward0``.
         shape: shape of the tensor the node made, or None where PyTorch does not tell.
-        grad: statistics of the last gradient that reached it, or None.
+        grad: statistics of the gradient that reached it at the row's last occurrence, or None.
+        grads: every gradient that reached it, by pass and occurrence of the row.
     """
 
     grad_fn: str
     shape: tuple[int, ...] | None
     grad: GradStats | None
+    grads: GradSeries = field(default_factory=GradSeries, repr=False)
 
 
 def _gone() -> None:

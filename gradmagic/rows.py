@@ -396,13 +396,15 @@ def _counted_on(places: Sequence[Place]) -> Iterator[tuple[int, Place]]:
 
 def _inner_steps(places: Sequence[Place]) -> tuple[InnerStep, ...]:
     found = []
-    for place in places:
+    for offset, place in _counted_on(places):
         for inner in (*place.inner, *([place.unclaimed] if place.unclaimed is not None else [])):
             outputs = sorted(inner.received) or [0]
-            found += [_inner_step(inner, output) for output in outputs]
+            found += [_inner_step(inner, output, offset) for output in outputs]
     return tuple(found)
 
 
-def _inner_step(inner: InnerNode, output: int) -> InnerStep:
-    received = inner.received.get(output)
-    return InnerStep(inner.grad_fn, inner.shapes.get(output), received.result() if received is not None else None)
+def _inner_step(inner: InnerNode, output: int, offset: int) -> InnerStep:
+    last = inner.received.get(output)
+    grads = joined((offset, series) for (of_output, _), series in inner.series.items() if of_output == output)
+    grad = last[2].result() if last is not None else None
+    return InnerStep(inner.grad_fn, inner.shapes.get(output), grad, grads)

@@ -65,7 +65,7 @@ def run_traced(
 def norms_of(report: Report) -> Counter[float]:
     """Norm of every gradient the report knows, rows and inner steps."""
     rows = [norm for row in report.rows for norm in row.grads.norm]
-    inner = [step.grad.norm for row in report.rows for step in row.inner if step.grad is not None]
+    inner = [norm for row in report.rows for step in row.inner for norm in step.grads.norm]
     return Counter(rows + inner)
 
 

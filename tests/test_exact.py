@@ -144,6 +144,13 @@ for x in xs:
     hs.append(h)
 loss=torch.stack(hs).pow(2).mean()
 """,
+    "inner steps in a loop": """
+w=torch.randn(3,4,4,requires_grad=True)
+h=torch.randn(1,4,2)
+for _ in range(3):
+    h=torch.softmax(w@h,dim=1)
+loss=(h**2).sum()
+""",
 }
 
 
@@ -181,3 +188,14 @@ def test_every_intermediate_of_a_hand_written_network_has_a_named_row_with_its_g
         assert row.grad is not None, name
         assert row.grad.norm == float(torch.linalg.vector_norm(tensor.grad)), name
         assert row.shape == tuple(tensor.shape)
+
+
+def test_an_inner_step_shows_the_gradient_of_the_last_occurrence_as_its_row_does() -> None:
+    """Backward reaches the last round of a loop first: what arrives last is the first round's."""
+    report, _ = run_traced(CELLS["inner steps in a loop"])
+    row = next(row for row in report.rows if row.op == "matmul")
+    assert row.inner
+    for step in row.inner:
+        assert step.grads.occurrences[-1] == row.count - 1
+        assert step.grad is not None
+        assert step.grad.norm == step.grads.norm[-1] != step.grads.norm[0]

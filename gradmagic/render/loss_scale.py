@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from typing import TypeVar
 
-from ..records import GradStats, TensorRow
+from ..records import GradStats, InnerStep, TensorRow
 from ..report import Report
+
+_Record = TypeVar("_Record", TensorRow, InnerStep)
 
 
 def unscaled(report: Report) -> Report:
@@ -18,11 +21,14 @@ def unscaled(report: Report) -> Report:
 
 
 def _row(row: TensorRow, scale: float) -> TensorRow:
-    inner = tuple(replace(step, grad=_stats(step.grad, scale) if step.grad else None) for step in row.inner)
-    whole = row.grads
+    return replace(_received(row, scale), inner=tuple(_received(step, scale) for step in row.inner))
+
+
+def _received(record: _Record, scale: float) -> _Record:
+    whole = record.grads
     divided = (_divided(numbers, scale) for numbers in (whole.norm, whole.min, whole.max))
     grads = replace(whole, **dict(zip(("norm", "min", "max"), divided, strict=True)))  # type: ignore[arg-type]  # floats
-    return replace(row, grad=_stats(row.grad, scale) if row.grad else None, grads=grads, inner=inner)
+    return replace(record, grad=_stats(record.grad, scale) if record.grad else None, grads=grads)
 
 
 def _divided(numbers: array[float], scale: float) -> array[float]:
