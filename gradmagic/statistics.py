@@ -224,10 +224,10 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def _reduce(data: Tensor) -> list[Tensor]:
     """Norm, mean, min, max and number of non-zeros; then, where they can be other than 0, NaNs and infinities."""
+    if data.dtype in (torch.float16, torch.bfloat16, torch.complex32):
+        data = data.to(torch.promote_types(data.dtype, torch.float32))
     size: Any = data.abs() if data.is_complex() else data
-    if size.dtype in (torch.float16, torch.bfloat16):
-        size = size.float()
-    norm = torch.linalg.vector_norm(data if data.is_complex() else size)
+    norm = torch.linalg.vector_norm(data)
     low, high = torch.aminmax(size)
     numbers = [norm, size.mean(), low, high, torch.count_nonzero(data)]
     if data.device.type != "cpu" or not math.isfinite(norm.item()):
@@ -341,8 +341,9 @@ def _bounds(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]
 
 def _softmax_activity(args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Tensor) -> PendingActivity | None:
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if not isinstance(dim, int) or not data.dim() or not isinstance(args[0] if args else None, Tensor):
+    given = args[0] if args else None
+    if not isinstance(dim, int) or not data.dim() or not isinstance(given, Tensor) or given.is_complex():
         return None
-    possible = (args[0].detach() > -math.inf).sum(dim) > 1
+    possible = (given.detach() > -math.inf).sum(dim) > 1
     saturated = ((data.amax(dim) > 0.5 + _HALF) & possible).sum()
     return PendingActivity(saturated, saturated, possible.sum(), possible.numel(), 1)

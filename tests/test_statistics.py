@@ -55,11 +55,13 @@ def test_a_norm_that_overflows_is_no_infinite_element() -> None:
     assert (stats.nan_count, stats.inf_count) == (0, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex32])
 def test_half_precision_is_reduced_in_float32(dtype: torch.dtype) -> None:
     """65,504 is float16's largest number; the norm of many ones is beyond it."""
     gradient = torch.full((70_000,), 300.0, dtype=dtype)
-    assert measure(gradient).result().norm == gradient.float().norm().item()
+    expected = gradient.to(torch.promote_types(dtype, torch.float32)).norm().item()
+    assert measure(gradient).result().norm == expected
 
 
 def test_complex_gradients_are_described_by_their_magnitudes() -> None:
@@ -110,6 +112,12 @@ def test_a_masked_softmax_with_one_possibility_left_is_not_called_saturated() ->
     found = activity("softmax", (scores,), {"dim": 1}, scores.softmax(1))
     assert found is not None
     assert found.result() == (1, 1, 1)
+
+
+def test_a_softmax_of_complex_numbers_is_not_judged() -> None:
+    """With `dtype=` it drops their imaginary parts; complex numbers cannot be compared with minus infinity."""
+    scores = torch.tensor([[3 + 4j, 0j]])
+    assert activity("softmax", (scores, 1), {"dtype": torch.float32}, torch.ones(1, 2) / 2) is None
 
 
 def test_a_clamp_with_other_bounds_is_no_activation() -> None:
