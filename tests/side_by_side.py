@@ -1,0 +1,314 @@
+"""One call, three times on equal inputs: in plain PyTorch, traced, and traced while the block itself runs backward.
+
+Whatever a person could tell from outside is compared to the last bit.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain import norms_of
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import gradmagic
+from gradmagic.report import Report
+from gradmagic.tracing import CellSource
+
+_NOT_THE_PERSONS = (str(Path(torch.__file__).parent), str(Path(gradmagic.__file__).parent))
+
+_NOWHERE = CellSource("<block>", lambda _: None)
+"""To parse this file anew for each of a hundred thousand traces would take most of the time."""
+
+Call = Callable[[], Any]
+"""Runs something; what it is given is bound to it."""
+
+
+@dataclass
+class Seen:
+    """What one run shows from outside."""
+
+    output: Any = None
+    leaves: list[Any] = field(default_factory=list)
+    random: bytes = b""
+    warnings: list[tuple[Any, ...]] = field(default_factory=list)
+    error: tuple[Any, ...] | None = None
+    nodes: Counter[float | str] = field(default_factory=Counter)
+    """Norm of the gradient of each output of each autograd node between the loss and the leaves."""
+
+
+@dataclass
+class Comparison:
+    """What differs between the runs of one call, in words; empty when nothing does."""
+
+    differences: list[str]
+    nodes: int
+    raises: bool
+    not_traced: tuple[str, ...]
+
+
+class SideBySide:
+    """Compares the runs of one call."""
+
+    def __init__(self, make: Callable[[], Call], undefined: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            make: gives the call, each time on fresh and equal inputs.
+            undefined: whether the values it returns are whatever the memory held.
+        """
+        self._make = make
+        self._undefined = undefined
+
+    def compare(self) -> Comparison:
+        """Run it three times. What differs is run once more: some warnings are given only once in a process."""
+        found = self._once()
+        return self._once() if any("warnings" in difference for difference in found.differences) else found
+
+    def _once(self) -> Comparison:
+        forward, both = self._plain()
+        guest, report = self._traced(runs_backward=False)
+        own, own_report = self._traced(runs_backward=True)
+        differences = [
+            *_compare("guest: ", guest, self._as_guest(forward, both)),
+            *_compare("own: ", own, both),
+            *_compare_errors(report, forward, both),
+        ]
+        faults = []
+        for made in (report, own_report):
+            if made is None:
+                differences.append("no report")
+                continue
+            faults += [finding.detail for finding in made.findings if finding.kind == "not_traced"]
+        return Comparison(differences, both.nodes.total(), both.error is not None, tuple(faults))
+
+    def _as_guest(self, forward: Seen, both: Seen) -> Seen:
+        """Random stream and warnings as after the block alone, gradients as after backward."""
+        failed = forward.error is None and both.error is not None
+        return Seen(
+            forward.output,
+            forward.leaves if failed else both.leaves,
+            forward.random,
+            forward.warnings,
+            forward.error,
+            both.nodes,
+        )
+
+    def _plain(self) -> tuple[Seen, Seen]:
+        call, leaves = self._fresh()
+        forward, both = Seen(), Seen()
+        value = loss = None
+        with _listening(forward):
+            value, loss = _forward(call)
+        self._look(forward, value, leaves)
+        both.error = forward.error
+        if loss is not None:
+            nodes = _Nodes(loss)
+            with _listening(both):
+                _backward(loss)
+            both.nodes = nodes.norms()
+        self._look(both, value, leaves)
+        both.warnings = forward.warnings + both.warnings
+        return forward, both
+
+    def _traced(self, runs_backward: bool) -> tuple[Seen, Report | None]:
+        call, leaves = self._fresh()
+        seen = Seen()
+        run = gradmagic.trace(cell=_NOWHERE)
+        value = loss = None
+        with _listening(seen), run:
+            value, loss = _forward(call)
+            run.offer(loss)
+            if runs_backward and loss is not None:
+                _backward(loss)
+        self._look(seen, value, leaves)
+        if run.report is not None:
+            seen.nodes = Counter(map(_number, norms_of(run.report).elements()))
+        return seen, run.report
+
+    def _fresh(self) -> tuple[Call, list[Tensor]]:
+        call = self._make()
+        leaves = [tensor for tensor in _tensors_bound_to(call) if tensor.is_leaf and tensor.requires_grad]
+        for leaf in leaves:
+            leaf.grad = None
+        torch.default_generator.manual_seed(1)
+        return call, leaves
+
+    def _look(self, seen: Seen, value: Any, leaves: list[Tensor]) -> None:
+        seen.random = torch.get_rng_state().numpy().tobytes()
+        parts, structure = pytree.tree_flatten(value)
+        seen.output = (str(structure), [image(part, self._undefined) for part in parts])
+        seen.leaves = [image(leaf.grad) for leaf in leaves]
+
+
+def image(value: Any, undefined: bool = False) -> Any:
+    """Everything about a value that a person can tell, as something that can be compared."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    about = (
+        type(value).__name__,
+        str(value.dtype),
+        str(value.device),
+        str(value.layout),
+        value.requires_grad,
+        value.is_leaf,
+        value.grad_fn.name() if value.grad_fn is not None else None,
+        value._version if not value.is_inference() else None,
+        value._is_view(),
+    )
+    with torch.no_grad():
+        return (*about, *_contents(value.detach(), undefined))
+
+
+def _contents(value: Tensor, undefined: bool) -> tuple[Any, ...]:
+    if value.layout is torch.sparse_coo:
+        return (tuple(value.shape), *(_contents(part, undefined) for part in (value._indices(), value._values())))
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = (value.crow_indices(), value.col_indices(), value.values())
+        return (tuple(value.shape), *(_contents(part, undefined) for part in parts))
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = (value.ccol_indices(), value.row_indices(), value.values())
+        return (tuple(value.shape), *(_contents(part, undefined) for part in parts))
+    if value.is_nested:
+        return tuple(_contents(part, undefined) for part in value.unbind())
+    place = (
+        tuple(value.shape),
+        value.stride(),
+        value.storage_offset(),
+        value.is_conj(),
+        value.is_neg(),
+        value._is_zerotensor(),
+    )
+    if undefined or value.is_meta:
+        return place
+    plain = torch.empty(value.shape, dtype=value.dtype).copy_(value)
+    return (*place, plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _forward(call: Call) -> tuple[Any, Tensor | None]:
+    value = call()
+    return value, _scalar_of(value)
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()
+
+
+def _scalar_of(value: Any) -> Tensor | None:
+    """One number that all differentiable outputs go into, each element with a weight of its own."""
+    terms = []
+    for output in pytree.tree_leaves(value):
+        if isinstance(output, Tensor) and output.requires_grad:
+            dense = output if output.layout is torch.strided else output.to_dense()
+            weights = torch.linspace(0.5, 1.5, dense.numel(), dtype=dense.dtype).reshape(dense.shape)
+            weighted = dense * weights
+            terms.append((torch.view_as_real(weighted) if weighted.is_complex() else weighted).sum())
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+class _Nodes:
+    """Every autograd node below a number, and the norms of the gradients that reach them."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self._norms: list[float] = []
+        self._leaves: list[Tensor] = []
+        pending, seen = [loss.grad_fn], {}
+        while pending:
+            node = pending.pop()
+            if node is None or id(node) in seen:
+                continue
+            seen[id(node)] = node
+            node.register_prehook(partial(self._note, getattr(node, "variable", None)))
+            pending.extend(parent for parent, _ in node.next_functions)
+
+    def _note(self, leaf: Tensor | None, gradients: tuple[Tensor | None, ...]) -> None:
+        if leaf is not None:
+            self._leaves.append(leaf)
+        else:
+            self._norms += [_norm(gradient) for gradient in gradients if gradient is not None]
+
+    def norms(self) -> Counter[float | str]:
+        """After backward: all norms; that of a leaf is its ``.grad``'s, which has a memory layout of its own."""
+        leaves = [_norm(leaf.grad) for leaf in self._leaves if leaf.grad is not None]
+        return Counter(map(_number, self._norms + leaves))
+
+
+def _norm(gradient: Tensor) -> float:
+    """Norm of the gradient in memory of its own: a sum depends on the order of its terms, and so on their layout.
+
+    In float32 at least, which is what a report gives.
+    """
+    gradient = gradient.detach().clone().to(torch.promote_types(gradient.dtype, torch.float32))
+    if gradient.layout is torch.sparse_coo:
+        gradient = gradient.coalesce().values()
+    elif gradient.layout is not torch.strided:
+        gradient = gradient.values()
+    return float(torch.linalg.vector_norm(gradient))
+
+
+def _number(norm: float) -> float | str:
+    return norm if norm == norm else "nan"
+
+
+class _listening:
+    """Notes the warnings and the exception of a block; the exception ends here."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._catching = warnings.catch_warnings(record=True)
+
+    def __enter__(self) -> None:
+        self._caught = self._catching.__enter__()
+        warnings.simplefilter("always")
+
+    def __exit__(self, kind: object, error: BaseException | None, where: Any) -> bool:
+        self._catching.__exit__(None, None, None)
+        self._seen.warnings = [(str(w.message), w.category, w.filename, w.lineno) for w in self._caught or ()]
+        if error is not None:
+            self._seen.error = (type(error), str(error), _lines(where))
+        return isinstance(error, Exception)
+
+
+def _lines(where: Any) -> list[tuple[str, int | None, str]]:
+    """Lines of the traceback that are neither PyTorch's nor gradmagic's, without those of the runs themselves."""
+    frames = traceback.extract_tb(where)
+    inside = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_PERSONS)]
+    return [(frame.filename, frame.lineno, frame.name) for frame in inside if frame.name not in ("_plain", "_traced")]
+
+
+def _tensors_bound_to(call: Call) -> list[Tensor]:
+    found = [leaf for leaf in pytree.tree_leaves((call.args, call.keywords)) if isinstance(leaf, Tensor)]
+    return list({id(tensor): tensor for tensor in found}.values())
+
+
+def _compare(run: str, traced: Seen, plain: Seen) -> Iterator[str]:
+    for one in fields(Seen):
+        ours, theirs = getattr(traced, one.name), getattr(plain, one.name)
+        if ours != theirs:
+            yield f"{run}{one.name}: {_shortly(ours, theirs)}"
+
+
+def _shortly(ours: Any, theirs: Any) -> str:
+    if isinstance(ours, Counter):
+        return f"extra {dict(ours - theirs)}, missing {dict(theirs - ours)}"
+    if isinstance(ours, bytes):
+        return "differs"
+    return f"{str(ours)[:600]} instead of {str(theirs)[:600]}"
+
+
+def _compare_errors(report: Report | None, forward: Seen, both: Seen) -> Iterator[str]:
+    """An error of gradtrace's own backward is the one that backward raises in plain PyTorch."""
+    if report is None or forward.error is not None:
+        return
+    expected = f"{both.error[0].__name__}: {both.error[1]}" if both.error is not None else None
+    found = report.passes[-1].error if report.passes else None
+    if found != expected:
+        yield f"guest: error in the report {found!r} instead of {expected!r}"
