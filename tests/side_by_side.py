@@ -28,8 +28,8 @@ _NOT_THE_PERSONS = (str(Path(torch.__file__).parent), str(Path(gradmagic.__file_
 _NOWHERE = CellSource("<block>", lambda _: None)
 """To parse this file anew for each of a hundred thousand traces would take most of the time."""
 
-Call = Callable[[], Any]
-"""Runs something; what it is given is bound to it."""
+Call = partial[Any]
+"""Runs something on the inputs that are bound to it."""
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Seen:
     """What one run shows from outside."""
 
     output: Any = None
+    inputs: list[Any] = field(default_factory=list)
     leaves: list[Any] = field(default_factory=list)
+    """The ``.grad`` of each."""
     random: bytes = b""
     warnings: list[tuple[Any, ...]] = field(default_factory=list)
     error: tuple[Any, ...] | None = None
@@ -95,6 +97,7 @@ class SideBySide:
         failed = forward.error is None and both.error is not None
         return Seen(
             forward.output,
+            forward.inputs,
             forward.leaves if failed else both.leaves,
             forward.random,
             forward.warnings,
@@ -103,24 +106,24 @@ class SideBySide:
         )
 
     def _plain(self) -> tuple[Seen, Seen]:
-        call, leaves = self._fresh()
+        call, inputs = self._fresh()
         forward, both = Seen(), Seen()
         value = loss = None
         with _listening(forward):
             value, loss = _forward(call)
-        self._look(forward, value, leaves)
+        self._look(forward, value, inputs)
         both.error = forward.error
         if loss is not None:
             nodes = _Nodes(loss)
             with _listening(both):
                 _backward(loss)
             both.nodes = nodes.norms()
-        self._look(both, value, leaves)
+        self._look(both, value, inputs)
         both.warnings = forward.warnings + both.warnings
         return forward, both
 
     def _traced(self, runs_backward: bool) -> tuple[Seen, Report | None]:
-        call, leaves = self._fresh()
+        call, inputs = self._fresh()
         seen = Seen()
         run = gradmagic.trace(cell=_NOWHERE)
         value = loss = None
@@ -129,24 +132,25 @@ class SideBySide:
             run.offer(loss)
             if runs_backward and loss is not None:
                 _backward(loss)
-        self._look(seen, value, leaves)
+        self._look(seen, value, inputs)
         if run.report is not None:
             seen.nodes = Counter(map(_number, norms_of(run.report).elements()))
         return seen, run.report
 
     def _fresh(self) -> tuple[Call, list[Tensor]]:
         call = self._make()
-        leaves = [tensor for tensor in _tensors_bound_to(call) if tensor.is_leaf and tensor.requires_grad]
-        for leaf in leaves:
-            leaf.grad = None
+        inputs = [part for part in pytree.tree_leaves((call.args, call.keywords)) if isinstance(part, Tensor)]
+        for tensor in inputs:
+            tensor.grad = None
         torch.default_generator.manual_seed(1)
-        return call, leaves
+        return call, inputs
 
-    def _look(self, seen: Seen, value: Any, leaves: list[Tensor]) -> None:
+    def _look(self, seen: Seen, value: Any, inputs: list[Tensor]) -> None:
         seen.random = torch.get_rng_state().numpy().tobytes()
         parts, structure = pytree.tree_flatten(value)
         seen.output = (str(structure), [image(part, self._undefined) for part in parts])
-        seen.leaves = [image(leaf.grad) for leaf in leaves]
+        seen.inputs = [image(tensor) for tensor in inputs]
+        seen.leaves = [image(tensor.grad) for tensor in inputs if tensor.requires_grad]
 
 
 def image(value: Any, undefined: bool = False) -> Any:
@@ -282,11 +286,6 @@ def _lines(where: Any) -> list[tuple[str, int | None, str]]:
     frames = traceback.extract_tb(where)
     inside = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_PERSONS)]
     return [(frame.filename, frame.lineno, frame.name) for frame in inside if frame.name not in ("_plain", "_traced")]
-
-
-def _tensors_bound_to(call: Call) -> list[Tensor]:
-    found = [leaf for leaf in pytree.tree_leaves((call.args, call.keywords)) if isinstance(leaf, Tensor)]
-    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def _compare(run: str, traced: Seen, plain: Seen) -> Iterator[str]:

@@ -5,16 +5,85 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from side_by_side import SideBySide
 
 DATABASES = Path(__file__).parent / "databases.py"
-PARTS = 16
+PARTS = 8
+
+
+def different_value(x: torch.Tensor, run: int) -> torch.Tensor:
+    return x.detach() + run
+
+
+def different_sign_of_zero(x: torch.Tensor, run: int) -> torch.Tensor:
+    return torch.tensor(0.0 if run else -0.0)
+
+
+def different_gradient(x: torch.Tensor, run: int) -> torch.Tensor:
+    return x * 2 if run else x + x.detach()
+
+
+def different_input(x: torch.Tensor, run: int) -> torch.Tensor:
+    return x.detach().add_(run).isnan()
+
+
+def different_draw(x: torch.Tensor, run: int) -> int:
+    return int(torch.rand(run + 1).isnan().sum())
+
+
+def different_warning(x: torch.Tensor, run: int) -> None:
+    warnings.warn(f"run {run}", stacklevel=1)
+
+
+def different_error(x: torch.Tensor, run: int) -> None:
+    raise ValueError(run)
+
+
+def different_line(x: torch.Tensor, run: int) -> None:
+    if run:
+        raise ValueError
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (different_value, "output"),
+        (different_sign_of_zero, "output"),
+        (different_gradient, "leaves"),
+        (different_gradient, "nodes"),
+        (different_input, "inputs"),
+        (different_draw, "random"),
+        (different_warning, "warnings"),
+        (different_error, "error"),
+        (different_line, "error"),
+    ],
+)
+def test_what_differs_from_the_plain_run_is_noticed(call: Callable[..., Any], what: str) -> None:
+    """The comparison itself: a call that is told which run it is."""
+    runs = itertools.count()
+    found = SideBySide(lambda: partial(call, torch.ones(3, requires_grad=True), next(runs))).compare()
+    assert [difference for difference in found.differences if difference.startswith(f"guest: {what}")]
+    assert [difference for difference in found.differences if difference.startswith(f"own: {what}")]
+
+
+def test_nothing_differs_between_equal_runs() -> None:
+    """And the nodes are counted: sum, weights, product, leaf."""
+    found = SideBySide(lambda: partial(torch.mul, torch.ones(3, requires_grad=True), 2)).compare()
+    assert found.differences == []
+    assert found.nodes == 4
 
 
 def run_database(*options: str) -> dict[str, Any]:
