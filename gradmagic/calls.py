@@ -57,3 +57,21 @@ def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
     return traceback
+
+
+def straighten(traceback: TracebackType | None) -> None:
+    """Take the detour by way of the recorder out of a traceback, in place.
+
+    A function of PyTorch that is written in Python first hands itself over (``F.batch_norm`` ->
+    ``handle_torch_function``) and is then called again: the traceback would show it twice.
+    """
+    steps = []
+    while traceback is not None:
+        steps.append(traceback)
+        traceback = traceback.tb_next
+    for index in range(len(steps) - 2, 0, -1):
+        if steps[index].tb_frame.f_code is _HANDLER:
+            again = steps[index + 1]
+            first = [step for step in steps[1:index] if step.tb_frame.f_code is again.tb_frame.f_code]
+            if first:
+                steps[steps.index(first[-1]) - 1].tb_next = again

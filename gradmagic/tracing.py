@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import modules as _our_module
 from .backward import Ledger, RootChoice, choose_root, is_scalar
+from .calls import straighten
 from .diagnosis.facts import NoRoot
 from .ending import Ending
 from .fused import FusedCalls
@@ -130,6 +131,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         if state is None:
             return
         state.leave()
+        straighten(traceback)
         variables = state.variables.now()
         offered, self._offered = self._offered, None
         finish = _Finish(state, self._backward, variables, offered, error, traceback)

@@ -105,6 +105,24 @@ def test_the_traceback_of_an_error_in_a_torch_call_has_no_frame_of_ours() -> Non
     assert [frame.filename for frame in frames] == [__file__]
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["F.batch_norm(x, None, None, training=True, eps=-1.0)", "F.max_pool2d(x, 2)", "F.cross_entropy(x, x.long())"],
+)
+def test_the_traceback_of_an_error_in_a_python_function_of_torch_is_that_of_the_untraced_run(call: str) -> None:
+    """Frame by frame: the function does not show twice because it went by way of the recorder."""
+    source = f"import torch.nn.functional as F\nx = torch.ones(2, 3, requires_grad=True)\n{call}\n"
+    frames = []
+    for run in (lambda: exec(source, {"torch": torch}), lambda: run_traced(source)):
+        with pytest.raises((RuntimeError, ValueError, IndexError)) as caught:
+            run()
+        found = [
+            (frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(caught.value.__traceback__)
+        ]
+        frames.append([frame for frame in found if "torch" in frame[0]])
+    assert frames[0] == frames[1] != []
+
+
 def test_an_interrupt_during_gradtraces_own_backward_reaches_the_person_with_the_report_made() -> None:
     """Ctrl-C in a hook: the report is there, `.grad` is as before, the interrupt goes on."""
     w = torch.ones(2, requires_grad=True)
