@@ -88,6 +88,7 @@ class Sources:
         self._libraries = tuple(folder.rstrip("/\\") for folder in libraries)
         self._standard = tuple(standard)
         self._trees: dict[str | CodeType, SourceTree | None] = {}
+        self._checked: set[str] = set()
         self._spans: dict[CodeType, list[Span]] = {}
         self._foreign: dict[str, bool] = {}
         self._unfinished: set[tuple[CodeType, Span]] = set()
@@ -213,7 +214,7 @@ class Sources:
 
     def _whole(self, file: str) -> SourceTree | None:
         if file not in self._trees:
-            lines = linecache.getlines(file)
+            lines = self._lines(file)
             self._trees[file] = SourceTree.parse(lines) if lines else None
         return self._trees[file]
 
@@ -221,9 +222,16 @@ class Sources:
         # Parsing torch/nn/functional.py whole takes 0.2 s, a function of it well under a millisecond.
         if code.co_name.startswith("<"):
             return None
-        lines = linecache.getlines(code.co_filename)
+        lines = self._lines(code.co_filename)
         ends = [end or 0 for _, end, _, _ in code.co_positions()]
         return SourceTree.parse(lines, code.co_firstlineno, max(ends)) if lines and ends else None
+
+    def _lines(self, file: str) -> list[str]:
+        """A file's lines as they are now: since an earlier trace it may have been edited, and loaded anew."""
+        if file not in self._checked:
+            self._checked.add(file)
+            linecache.checkcache(file)
+        return linecache.getlines(file)
 
     # ---- names
 
