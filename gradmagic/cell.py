@@ -138,7 +138,7 @@ def _transformed(shell: InteractiveShell, above: str, code: str) -> str:
 
 
 def _compiled(shell: InteractiveShell, source: str) -> Cell:
-    file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=source)
+    file = shell.compile.cache(source, _number(shell), raw_code=source)
     nodes = shell.transform_ast(shell.compile.ast_parse(source, filename=file)).body
     interactivity = shell.ast_node_interactivity
     if interactivity == "last_expr_or_assign":
@@ -156,6 +156,13 @@ def _compiled(shell: InteractiveShell, source: str) -> Cell:
     ends_with_value = bool(nodes) and isinstance(nodes[-1], ast.Expr) and refusal is None
     last = codes.pop() if ends_with_value else None
     return Cell(file, tuple(codes), last, interactivity != "none" and not silenced, refusal, awaits_at, shell)
+
+
+def _number(shell: InteractiveShell) -> int:
+    """The number of the cell that calls the magic: a cell that another cell runs has one of its own."""
+    caller = _caller(shell)
+    number = execution_count(shell, caller.f_code.co_filename) if caller is not None else None
+    return shell.displayhook.prompt_count if number is None else number
 
 
 def _modes(nodes: list[ast.stmt], interactivity: str) -> Iterator[tuple[ast.stmt, Mode]]:

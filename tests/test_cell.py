@@ -127,7 +127,7 @@ def test_failing_cell_fails_as_without_the_magic(shell: Session, body: str) -> N
     assert traced == plain
 
 
-@pytest.mark.parametrize("mode", ["Plain", "Verbose", "Minimal"])
+@pytest.mark.parametrize("mode", ["Plain", "Verbose", "Minimal", "Docs"])
 def test_every_traceback_mode_is_honoured(shell: Session, mode: str) -> None:
     """The traceback is drawn by the shell, in the mode the person has set."""
     plain, traced = twins(shell, FAILING["an error in a function of the cell"], f"%xmode {mode}")

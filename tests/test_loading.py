@@ -27,7 +27,7 @@ before = set(sys.modules)
 import gradmagic
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
-LOADED = ((True, True), True, 1)
+LOADED = ((True, True), True, 1, 1)
 
 
 def imported(code: str) -> set[str]:
@@ -78,7 +78,8 @@ def registered(shell: Session) -> tuple[object, ...]:
     """What of gradmagic is in the shell (IPython itself loads magics of its own as it goes)."""
     manager = shell.shell.magics_manager
     ours = [each for each in shell.shell.configurables if type(each).__module__.startswith("gradmagic")]
-    return traces(shell), "GradtraceMagics" in manager.registry, len(ours)
+    transformers = shell.shell.input_transformers_post
+    return traces(shell), "GradtraceMagics" in manager.registry, len(ours), len(transformers)
 
 
 def test_unloading_leaves_nothing_registered(shell: Session) -> None:
@@ -86,7 +87,7 @@ def test_unloading_leaves_nothing_registered(shell: Session) -> None:
     assert registered(shell) == LOADED
     for _ in range(2):
         shell.run("%unload_ext gradmagic")
-        assert registered(shell) == ((False, False), False, 0)
+        assert registered(shell) == ((False, False), False, 0, 0)
         shell.run("%load_ext gradmagic")
         assert registered(shell) == LOADED
     shell.run("%unload_ext gradmagic")
