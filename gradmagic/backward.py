@@ -21,6 +21,7 @@ from .journal import Journal
 from .operations import tensors_in
 from .passes import Pass, PassFunction, PassLog
 from .places import Path, Place, Source
+from .raised import told
 from .recorder import Interceptor, Recorder
 from .statistics import Pending, measure
 
@@ -166,7 +167,7 @@ class Ledger:
         try:
             yield listener
         except BaseException as error:  # noted, and passed on: the person's own
-            done.error = f"{type(error).__name__}: {error}"
+            done.error = told(error)
             self._note_failure(recorder, listener, done, roots, error)
             raise
         finally:

@@ -155,7 +155,8 @@ class Binding:
             return
         if isinstance(target, ast.Attribute) and target.attr in _PARTS_OF_A_TENSOR:
             return
-        text = self._tree.text(target)
+        # Python has folded compatibility characters of a plain name (NFKC), and it may be of any length.
+        text = target.id if isinstance(target, ast.Name) else self._tree.text(target)
         self._names.append(text + "".join(SOME if step == SOME_ITEM else f"[{step!r}]" for step in position))
         self._holders.append((text, position))
 

@@ -13,6 +13,7 @@ from .births import Owner, saved_tensors
 from .changes import Change, memory_of
 from .graph import Step, nodes_below
 from .places import Path, Place
+from .raised import told
 from .recorder import Recorder
 
 _VERSIONS = re.compile(r"is at version (\d+); expected version (\d+)")
@@ -51,7 +52,7 @@ def failure_of(recorder: Recorder, roots: Sequence[Tensor], node_id: int | None,
     grad_fn = str(step.node.name())
     if owner is None:
         return PassFailure(None, 0, grad_fn)
-    versions = _VERSIONS.search(str(error))
+    versions = _VERSIONS.search(told(error))
     if versions is None:
         return PassFailure(*owner, grad_fn)
     now, expected = map(int, versions.groups())

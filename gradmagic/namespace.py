@@ -92,7 +92,7 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
     elif type(value) in (list, tuple) and len(value) <= _ITEMS:
         yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if type(item) not in _PLAIN)
     elif type(value) is dict and len(value) <= _ITEMS:
-        yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if _is_key(key, item))
+        yield from ((f"{name}[{_plain_repr(key)}]", item) for key, item in value.items() if _is_key(key, item))
     elif _has_plain_attributes(value):
         attributes = object.__getattribute__(value, "__dict__")
         yield from ((f"{name}.{key}", item) for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_")
@@ -137,6 +137,10 @@ def _slots_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_key(key: Any, item: Any) -> bool:
     return isinstance(key, (str, int)) and type(item) not in _PLAIN
+
+
+def _plain_repr(key: str | int) -> str:
+    return str.__repr__(key) if isinstance(key, str) else int.__repr__(key)
 
 
 def _has_plain_attributes(value: Any) -> bool:

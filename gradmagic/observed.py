@@ -34,6 +34,7 @@ from .naming import Naming
 from .optimizers import OptimizerWatch
 from .passes import Pass
 from .places import FailedCall, Path, Place
+from .raised import told
 from .recorder import Recorder
 from .records import Location
 from .sources import Site, Sources
@@ -213,12 +214,12 @@ class Observer:
         call = self._recorder.failed_call
         if call is not None and call.error == id(error):
             return CellError(
-                text=_text(error),
+                text=told(error),
                 location=self._naming.place_location(call.path),
                 op=call.op,
                 operands=tuple(self._operands(call)),
             )
-        return CellError(text=_text(error), location=self._raised_at(traceback))
+        return CellError(text=told(error), location=self._raised_at(traceback))
 
     def _operands(self, call: FailedCall) -> Iterator[Operand]:
         places = self._recorder.places
@@ -384,10 +385,6 @@ def _affected_by_eval(name: str, module: Any) -> Iterator[tuple[str, str]]:
 def _rate(value: Any) -> float:
     """A learning rate as a number; 0 for what is none."""
     return float(value) if isinstance(value, (int, float, Tensor)) else 0.0
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def weight_sizes(tensors: Sequence[Tensor]) -> list[float]:

@@ -38,6 +38,7 @@ from .operations import (
 )
 from .paths import Paths, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
+from .raised import told
 from .statistics import ACTIVATIONS, Backlog, activity, measure
 
 
@@ -172,7 +173,7 @@ class Recorder(TorchFunctionMode):
 
     def fault(self, what: str, error: Exception) -> None:
         """Something of ours failed: it is disclosed in the report."""
-        text = f"{what}: {type(error).__name__}: {error}"
+        text = f"{what}: {told(error)}"
         if text in self.faults or len(self.faults) < _FAULTS:
             self.faults[text] = self.faults.get(text, 0) + 1
 

@@ -29,6 +29,7 @@ from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
 from .places import Path
+from .raised import told
 from .recorder import Recorder
 from .records import Coverage
 from .report import Report
@@ -140,9 +141,8 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
             self.fault = fault
             if error is None and self._cell is None:  # the magic tells it in its own way
-                what = f"{type(fault).__name__}: {fault}"
-                told = f"gradmagic could not make its report ({what}); the code itself ran as always"
-                warnings.warn(told, RuntimeWarning, stacklevel=2)
+                what = f"gradmagic could not make its report ({told(fault)}); the code itself ran as always"
+                warnings.warn(what, RuntimeWarning, stacklevel=2)
         finally:
             state.release()
         if finish.interrupt is not None:
@@ -342,7 +342,7 @@ class _Finish:
                 value = eval(code, dict(self._variables))  # noqa: S307  # the person's own expression
         except Exception as error:  # noqa: BLE001 - the person's expression: told in a finding
             near = tuple(difflib.get_close_matches(expression, namespace_names(namespace), 2))
-            self._why = NoRoot("not_found", expression, detail=f"{type(error).__name__}: {error}", near=near)
+            self._why = NoRoot("not_found", expression, detail=told(error), near=near)
             return None
         if isinstance(value, Tensor) and is_scalar(value):
             return value
