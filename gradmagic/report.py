@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class ReportOptions:
     Attributes:
         all: show also the constants without a name, and every inner step.
         sort: ``line`` is the order of execution, ``norm`` has the largest first, ``name`` has h2 before h10.
-        rows: show at most so many rows; None for no limit.
+        rows: show at most so many rows; None for 1,000, or under `all` for no limit.
         filter: show only rows whose name, op or module holds this text, in any case (a glob when it
             holds ``*`` or ``?``).
 
@@ -267,13 +268,15 @@ class Report:
 
     def _not_found(self, name: str) -> str:
         names = list(dict.fromkeys(n for row in self.rows for n in (row.name, *row.aliases) if n))
+        asked = _quoted(name)
         if not names:
-            return f"no tensor named {name!r}: the report has no named tensor"
-        near = difflib.get_close_matches(name, names, n=3)
+            return f"no tensor named {asked}: the report has no named tensor"
+        alike = [known for known in names if len(known) <= _LONGEST_NAME]  # comparing takes the square of the length
+        near = difflib.get_close_matches(name[:_LONGEST_NAME], alike, n=3)
         if near:
-            return f"no tensor named {name!r}; did you mean {' or '.join(map(repr, near))}?"
+            return f"no tensor named {asked}; did you mean {' or '.join(map(_quoted, near))}?"
         more = f", and {len(names) - 8} more" if len(names) > 8 else ""
-        return f"no tensor named {name!r}; there are {', '.join(map(repr, names[:8]))}{more}"
+        return f"no tensor named {asked}; there are {', '.join(map(_quoted, names[:8]))}{more}"
 
 
 def is_surprise(row: TensorRow) -> bool:
@@ -336,11 +339,24 @@ def _long(row: TensorRow, losses: Sequence[LedgerEntry]) -> Iterator[dict[str, A
         }
 
 
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def _inert(value: object) -> object:
-    """Keeps a spreadsheet from running text as a formula (OWASP, "CSV Injection")."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + value
-    return value
+    """Keeps a spreadsheet from running text as a formula (OWASP, "CSV Injection"), and a terminal from obeying it."""
+    if not isinstance(value, str):
+        return value
+    text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+_LONGEST_NAME = 200
+
+
+def _quoted(name: str) -> str:
+    """A name as Python writes it, shortened where it is very long."""
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…")
 
 
 def _index(rows: Sequence[TensorRow], wanted: TensorRow | None) -> int | None:

@@ -35,7 +35,7 @@ TAGS = frozenset(
 )
 """All that the fragment uses; every one of them survives JupyterLab's sanitizer."""
 
-ATTRIBUTES = frozenset({"style", "title", "align", "scope", "colspan", "open", "aria-label"})
+ATTRIBUTES = frozenset({"class", "style", "title", "align", "scope", "colspan", "open", "aria-label"})
 
 STYLES = {
     "background": r"transparent|#[0-9a-f]{6}|rgba\(\d+, \d+, \d+, 0\.\d+\)",

@@ -7,7 +7,7 @@ from collections import Counter
 from ..records import Finding, TensorRow
 from ..report import Report
 from .header import aside, header
-from .ledger import ledger_views, loss_columns
+from .ledger import MOST_LINES, ledger_views, loss_columns
 from .loss_scale import unscaled
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
@@ -74,6 +74,8 @@ def _nothing_closing(report: Report) -> tuple[Line, ...]:
 
 def _closing(report: Report, selection: Selection, legend: str) -> tuple[Line, ...]:
     lines = [legend] if legend else []
+    if len(report.ledger) > MOST_LINES:
+        lines.append(f"{len(report.ledger) - MOST_LINES} more lines of the ledger are in `report.ledger`")
     if selection.cut:
         total = len(selection.rows) + selection.cut
         lines.append(f"{selection.cut} more left out (`--rows {total}` shows all {total})")

@@ -2,7 +2,7 @@
 
 The fragment styles itself with ``style=`` only, in the words that JupyterLab's sanitizer lets through in an
 untrusted notebook (no ``<style>``, no ``var()``), in colours that hold on white and on black; without styles
-it is a bare table.
+it is a bare table. Its classes keep MathJax from reading what stands between two ``$`` as a formula.
 """
 
 from __future__ import annotations

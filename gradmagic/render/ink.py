@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from ..records import Severity
@@ -75,10 +76,7 @@ class Ink:
         if not keep_end:
             written.truncate(width, overflow="ellipsis")
             return self.text(written.plain, style)
-        tail = written.plain
-        while tail and Text(tail).cell_len > width - 1:
-            tail = tail[1:]
-        return self.text(f"…{tail}", style)
+        return self.text(f"…{_tail(written.plain, width - 1)}", style)
 
     def bar(self, share: float | None, width: int) -> Text:
         """A bar of `share` times `width` cells, never empty."""
@@ -99,3 +97,11 @@ class Ink:
         signs = ASCII_SIGNS if self.ascii_only else SIGNS
         styles: dict[Severity, Style] = {"error": "error", "warning": "warning", "info": "strong"}
         return Text(signs[severity], STYLES[styles[severity]])
+
+
+def _tail(text: str, width: int) -> str:
+    """The end of a text, at most `width` cells."""
+    start = len(text)
+    while start and cell_len(text[start - 1 :]) <= width:
+        start -= 1
+    return text[start:]

@@ -190,4 +190,4 @@ def _spark(spark: Spark) -> int:
 
 def _norms(rows: Sequence[RowView], index: int, column: ColumnView) -> int:
     found = (row.grad.norms[index] for row in rows if row.grad.norms)
-    return _widest(column.name[:COLUMN_MAX], found)
+    return max(min(cell_len(column.name), COLUMN_MAX), max(map(cell_len, found), default=0))

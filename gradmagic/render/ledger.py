@@ -11,7 +11,7 @@ from .numbers import duration, short
 from .series import curve_spark
 from .view import ColumnView, LedgerView
 
-MOST_COLUMNS = 4
+MOST_COLUMNS, MOST_LINES = 4, 50
 _PREFIX = re.compile(r"^(torch\.)?(nn\.)?utils\.(?=clip_grad_)")
 _DIGITS = 3
 
@@ -20,7 +20,7 @@ def ledger_views(report: Report) -> tuple[LedgerView, ...]:
     """One line for each entry; nothing where a single pass is all there is, which the header tells."""
     if len(report.ledger) < 2 and len(report.passes) < 2:
         return ()
-    return tuple(map(_view, report.ledger))
+    return tuple(map(_view, report.ledger[:MOST_LINES]))
 
 
 def loss_columns(report: Report) -> tuple[ColumnView, ...]:

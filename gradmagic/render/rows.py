@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..records import GradStats, InnerStep, TensorRow
 from ..report import is_surprise
-from .markup import Line, Span, clean, marked_up
+from .markup import LONGEST_NOTE, Line, Span, clean, marked_up
 from .numbers import percent, plural, shape_text, short, values
 from .phrases import remark
 from .scale import LogScale, drawable
@@ -117,7 +117,7 @@ def _sparks(row: TensorRow, columns: Sequence[ColumnView]) -> tuple[Spark, ...]:
 
 def _note(row: TensorRow) -> Line:
     text = " · ".join(part for part in (_not_finite(row), remark(row), _forward(row)) if part)
-    return marked_up(text, "dim" if row.grad is None and not is_surprise(row) else "plain")
+    return marked_up(text, "dim" if row.grad is None and not is_surprise(row) else "plain", LONGEST_NOTE)
 
 
 def _forward(row: TensorRow) -> str:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..records import TensorRow
-from ..report import Report
+from ..report import Report, ReportOptions
+
+MOST_ROWS = 1_000
+"""So many are shown unasked; ten thousand are 17 MB of HTML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,19 @@ def select(report: Report) -> Selection:
         kept.sort(key=_norm_key)
     elif options.sort == "name":
         kept.sort(key=_name_key)
-    shown = kept[: options.rows]
+    shown = kept[: _limit(options)]
     return Selection(
         rows=tuple(shown),
         folded=len(matching) - len(kept),
         filtered=len(report.rows) - len(matching),
         cut=len(kept) - len(shown),
     )
+
+
+def _limit(options: ReportOptions) -> int | None:
+    if options.rows is not None:
+        return options.rows
+    return None if options.all else MOST_ROWS
 
 
 def matches(row: TensorRow, pattern: str | None) -> bool:
@@ -72,4 +81,5 @@ def _norm_key(row: TensorRow) -> float:
 def _name_key(row: TensorRow) -> tuple[bool, list[tuple[int, str]]]:
     """Named rows first; numbers inside a name count as numbers, so that h2 stands before h10."""
     parts = re.split(r"([0-9]+)", row.label.lower())
-    return row.name is None, [(int(part) if i % 2 else -1, part) for i, part in enumerate(parts)]
+    digits = [part.lstrip("0") if i % 2 else None for i, part in enumerate(parts)]  # of any number: Python reads 4,300
+    return row.name is None, [(-1, part) if n is None else (len(n), n) for n, part in zip(digits, parts, strict=True)]

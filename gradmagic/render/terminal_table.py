@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ink import Ink
-from .layout import COLUMN_MAX, COLUMNS, GAP, Widths, fit, natural
+from .layout import COLUMNS, GAP, Widths, fit, natural
 from .view import InnerView, ReportView, RowView, Spark
 
 RULE = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
@@ -49,7 +49,9 @@ def table(view: ReportView, width: int, ink: Ink) -> Table:
 
 def _header(name: str, view: ReportView, widths: Widths, ink: Ink) -> Text:
     if name == "norm" and view.columns:
-        return ink.text(_side_by_side([column.name[:COLUMN_MAX] for column in view.columns], widths), "strong")
+        heads = zip(view.columns, widths.norms, strict=True)
+        cells = [(ink.shortened(column.name, "strong", width), width) for column, width in heads]
+        return Text(" " * GAP).join(Text(" " * (width - cell.cell_len)) + cell for cell, width in cells)
     return ink.text(_figures_header(widths) if name == "figures" else HEADERS[name], "strong")
 
 

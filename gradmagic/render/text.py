@@ -13,6 +13,7 @@ from rich.text import Text
 from ..report import Report
 from .build import build_view
 from .ink import Ink
+from .layout import PLACE_MAX
 from .markup import Line, Span
 from .terminal_table import table
 from .view import FindingView, LedgerView, ReportView
@@ -90,7 +91,7 @@ def _ledger(entries: Sequence[LedgerView], width: int, ink: Ink) -> Table:
     for entry in entries:
         numbers = ink.spark(entry.spark).append(" ") if entry.spark and width >= SPARKS_FROM else Text()
         numbers.append_text(ink.text(entry.numbers))
-        place, does = ink.text(entry.where, "dim"), ink.text(entry.does, "dim")
+        place, does = ink.shortened(entry.where, "dim", PLACE_MAX), ink.text(entry.does, "dim")
         what = ink.shortened(entry.what.text, entry.what.style, width // 3)
         grid.add_row(place, does, what, ink.text(entry.times, "dim"), numbers)
     return grid
