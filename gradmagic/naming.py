@@ -19,7 +19,7 @@ _HANDLER = "handle_torch_function"
 """Where a function of PyTorch that is written in Python hands its call over to a mode: the caller's own call."""
 _HOOKED_CALL = "Module._call_impl.<locals>.inner"
 """The code of PyTorch that calls a module which has hooks."""
-_INDEX = re.compile(r"\[[^\[\]]+\]$")
+_INDEX = re.compile(r"""\[(\d+|'([^'\\]|\\.)*'|"([^"\\]|\\.)*")\]$""")
 
 
 @dataclass(slots=True)
@@ -71,12 +71,13 @@ class Naming:
         names: dict[int, list[str]] = {}
         for name, parameter, call, mark in self._recorder.modules.parameters(self.module_names):
             if id(parameter) not in names:
-                self._recorder.used(parameter, Path(call, mark))
+                if not self._is_swapped_out(call):
+                    self._recorder.used(parameter, Path(call, mark))
             names.setdefault(id(parameter), []).append(name)
         return names
 
     def _name_held_parameters(self) -> dict[int, str]:
-        """Names for the parameters of modules that variables hold and that did not run (an average of the weights)."""
+        """Names for the parameters of modules that variables hold and that did not run: averaged, copied, stacked."""
         names: dict[int, str] = {}
         below: set[int] = set()
         for module in self.namespace.module_objects:
@@ -87,6 +88,10 @@ class Naming:
             for path, parameter in named(module, "named_parameters"):
                 names.setdefault(id(parameter), f"{name}.{path}")
         return names
+
+    def _is_swapped_out(self, call: tuple[Site, ...]) -> bool:
+        """Whether the module ran through ``torch.func.functional_call``, with other parameters."""
+        return any(site.code.co_name == "_functional_call" and self._sources.is_library(site.code) for site in call)
 
     def module(self, mark: ModuleMark | None) -> str | None:
         """Full path of the module that ran, with its variable in front."""

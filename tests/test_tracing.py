@@ -650,3 +650,20 @@ def test_a_loss_whose_graph_was_cut_is_not_called_dead() -> None:
     assert [found.kind for found in report.findings] == ["root_without_graph"]
     assert "`loss`" in report.findings[0].message
     assert report["loss"].culprit.line == 2
+
+
+def test_parameters_of_a_module_that_was_copied_have_its_names() -> None:
+    """Also where only `copy.deepcopy` looked at them: `layer.weight`, not what the library calls its argument."""
+    source = "import copy\nlayer = torch.nn.Linear(2, 2)\nnets = [copy.deepcopy(layer) for _ in range(2)]\n"
+    source += "loss = nets[1](torch.ones(2)).sum()"
+    report, _ = run_traced(source)
+    assert {"layer.weight", "layer.bias", "nets[1].weight", "nets[1].bias"} <= {row.name for row in report.rows}
+
+
+def test_what_a_loop_puts_under_several_keys_is_called_by_none_of_them() -> None:
+    """`grads[…]`, as for the items of a list; the last key still finds the row."""
+    report, _ = run_traced(
+        "grads = {k: torch.ones(2, requires_grad=True) * 2 for k in 'ab'}\nloss = sum(grads.values()).sum()"
+    )
+    assert report["grads['b']"].name == "grads[…]"
+    assert report["grads[…]"].count == 2

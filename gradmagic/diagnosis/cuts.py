@@ -44,7 +44,8 @@ def _on_purpose(run: RunFacts, cut: int, rows: Sequence[int]) -> bool:
     An optimizer that holds some of their parameters together with some that did get a gradient speaks against it.
     """
     row = run.rows[cut]
-    whole = row.kind == "constant" and all(run.rows[index].kind == "parameter" for index in rows)
+    anew = row.kind == "leaf" and row.by_library and row.has_gradient  # as torch.func.stack_module_state means it
+    whole = (row.kind == "constant" or anew) and all(run.rows[index].kind == "parameter" for index in rows)
     if not _is_explicit(row) or not whole:
         return False
     dry = set(rows)
@@ -376,6 +377,8 @@ def _rebinds(run: RunFacts, index: int) -> bool:
     leaf = _leaf_on_the_line(run, index)
     if leaf is None or leaf.name != row.name:
         return False
+    if row.kind == "constant" and row.location.statement.endswith(".detach()"):
+        return False  # said in so many words, as for an adversarial example
     updates = ".grad" in row.location.statement and leaf.has_gradient
     return updates or (row.kind == "non-leaf" and not leaf.bound_now and not leaf.adopted)
 

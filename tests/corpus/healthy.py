@@ -1351,4 +1351,61 @@ loss = (net(x) - x ** 2).pow(2).mean()
 loss.backward()
 """,
     ),
+    Healthy(
+        situation="An ensemble stacked with torch.func and run as one model over a skeleton on the meta device",
+        cell="""\
+import copy
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+torch.manual_seed(0)
+models = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(3)]
+params, buffers = stack_module_state(models)
+base = copy.deepcopy(models[0]).to("meta")
+x, y = torch.randn(16, 4), torch.randn(16, 1)
+out = vmap(lambda p, b, t: functional_call(base, (p, b), (t,)), in_dims=(0, 0, None))(params, buffers, x)
+loss = ((out - y) ** 2).mean()
+loss.backward()
+""",
+    ),
+    Healthy(
+        situation="A hypernetwork that makes the weights of another network",
+        cell="""\
+import torch
+from torch import nn
+from torch.func import functional_call
+torch.manual_seed(0)
+main = nn.Linear(4, 2)
+hyper = nn.Linear(3, 10)
+x, task = torch.randn(8, 4), torch.randn(3)
+made = hyper(task)
+out = functional_call(main, {"weight": made[:8].view(2, 4), "bias": made[8:]}, (x,))
+loss = out.pow(2).mean()
+""",
+    ),
+    Healthy(
+        situation="An adversarial example that takes the place of the input it came from",
+        cell="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+torch.manual_seed(0)
+net = nn.Linear(6, 3)
+x, y = torch.rand(4, 6), torch.randint(0, 3, (4,))
+x_adv = x.clone().detach().requires_grad_(True)
+loss = F.cross_entropy(net(x_adv), y)
+loss.backward()
+x_adv = (x_adv + 0.03 * x_adv.grad.sign()).clamp(0, 1).detach()
+""",
+    ),
+    Healthy(
+        situation="Lazy layers that learn their sizes from the first batch",
+        cell="""\
+import torch
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+loss = net(torch.randn(2, 1, 8, 8)).pow(2).mean()
+""",
+    ),
 )
