@@ -144,7 +144,7 @@ class Naming:
             return place.index
         inherited = place.inherits is not None
         path = self._sources.canonical(place.path.sites)
-        return (path, self.module(place.path.module), place.op, name or place.position, inherited)
+        return (path, self.module(place.path.module), place.op, name or place.position, place.adopted, inherited)
 
     def _fold_indices(self, draft: Draft) -> None:
         """A row that occurred many times and whose last tensor a variable holds as ``hs[49]`` is ``hs[…]``."""

@@ -667,3 +667,18 @@ def test_what_a_loop_puts_under_several_keys_is_called_by_none_of_them() -> None
     )
     assert report["grads['b']"].name == "grads[…]"
     assert report["grads[…]"].count == 2
+
+
+def test_parameters_of_a_model_that_is_gone_are_rows_of_their_own() -> None:
+    """Weight and bias were given to one call, as different arguments of it."""
+    source = "def run(model):\n    return model(torch.ones(1, 2)).sum()\nloss = run(torch.nn.Linear(2, 1))"
+    report, _ = run_traced(source)
+    shapes = [row.shape for row in report.rows if row.kind == "parameter"]
+    assert shapes == [(1, 2), (1,)]
+
+
+def test_what_autograd_grad_was_not_asked_for_is_said_so() -> None:
+    """`backward(inputs=...)` is not what the person wrote."""
+    source = "x = torch.ones(2, requires_grad=True)\nw = torch.ones(2, requires_grad=True)\n"
+    report, _ = run_traced(source + "g, = torch.autograd.grad((x * w).sum(), x)")
+    assert report["w"].note == "`autograd.grad` was not asked for it"

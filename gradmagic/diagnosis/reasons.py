@@ -140,7 +140,9 @@ def _differentiable(index: int, row: RowFacts, run: RunFacts, flow: Flow) -> Ver
     if not run.passes:
         return Verdict("no_backward", note="no backward ran")
     if row.excluded:
-        return Verdict("backward_inputs", note="`backward(inputs=...)` left it out")
+        ran_backward = any(loss.function == "backward" for loss in run.losses)
+        note = "`backward(inputs=...)` left it out" if ran_backward else "`autograd.grad` was not asked for it"
+        return Verdict("backward_inputs", note=note)
     if row.reached and run.failed is not None:
         return Verdict("backward_failed", note="backward failed before it got here")
     if row.made_after:
