@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MemberDescriptorType
@@ -44,13 +44,23 @@ class Namespace:
 
 
 def look_through(
-    variables: Mapping[str, Any], is_tensor: _Test, is_module: _Test, is_wanted: _Test = lambda _: False
+    variables: Mapping[str, Any],
+    is_tensor: _Test,
+    is_module: _Test,
+    is_wanted: _Test = lambda _: False,
+    passing: Collection[str] = (),
 ) -> Namespace:
-    """Collect names level by level: plain variables first, then what lies in containers and attributes."""
+    """Collect names level by level: plain variables first, then what lies in containers and attributes.
+
+    The name that a loop gave to a module in passing counts where the module has no other.
+    """
     namespace = Namespace()
     visited: set[int] = set()
     level = [(name, value) for name, value in variables.items() if _is_persons(name)]
+    late = [(name, value) for name, value in level if name in passing and is_module(value)]
+    level = [(name, value) for name, value in level if name not in dict(late)]
     for depth in range(_DEPTH + 1):
+        level += late if depth == _DEPTH else []
         below: list[tuple[str, Any]] = []
         for name, value in level:
             if is_tensor(value):

@@ -70,9 +70,8 @@ class Naming:
         """All names of the parameters of the modules that ran; those no operation used get a row as well."""
         names: dict[int, list[str]] = {}
         for name, parameter, call, mark in self._recorder.modules.parameters(self.module_names):
-            if id(parameter) not in names:
-                if not self._is_swapped_out(call):
-                    self._recorder.used(parameter, Path(call, mark))
+            if id(parameter) not in names and not self._is_swapped_out(call):
+                self._recorder.used(parameter, Path(call, mark))
             names.setdefault(id(parameter), []).append(name)
         return names
 

@@ -298,6 +298,12 @@ class Sources:
         text = tree.text(node.func)
         return text if _is_reference(node.func) else None
 
+    def loop_variables(self) -> frozenset[str]:
+        """Names that ``for`` loops of the traced code bind."""
+        tree = self._whole(self._own_file) if self._own_file is not None else None
+        loops = [node for node in ast.walk(tree.tree) if isinstance(node, (ast.For, ast.AsyncFor))] if tree else []
+        return frozenset(node.id for loop in loops for node in ast.walk(loop.target) if isinstance(node, ast.Name))
+
     # ---- tensors that were not seen at their birth
 
     def origin_of_argument(self, path: Sequence[Site], index: int, given: int) -> Origin | None:

@@ -296,7 +296,9 @@ class _Finish:
         """Names in the person's namespace; tensors there that unseen code made in this block become rows."""
         recorder = self._state.recorder
         recorder.look_again()
-        namespace = look_through(self._variables, _is_tensor, _is_module, _is_trainer)
+        namespace = look_through(
+            self._variables, _is_tensor, _is_module, _is_trainer, self._state.sources.loop_variables()
+        )
         nowhere = Path((), None)
         for tensor in namespace.found:
             recorder.take_in(tensor, nowhere, recorder.made_here)

@@ -682,3 +682,12 @@ def test_what_autograd_grad_was_not_asked_for_is_said_so() -> None:
     source = "x = torch.ones(2, requires_grad=True)\nw = torch.ones(2, requires_grad=True)\n"
     report, _ = run_traced(source + "g, = torch.autograd.grad((x * w).sum(), x)")
     assert report["w"].note == "`autograd.grad` was not asked for it"
+
+
+def test_a_module_that_a_loop_passed_by_is_called_by_its_place_in_the_model() -> None:
+    """`blocks.2`, like the other two, although the loop's variable still holds it; by that where it is alone."""
+    source = "blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))\nh = torch.ones(2)\n"
+    report, _ = run_traced(source + "for block in blocks:\n    h = block(h)\nloss = h.sum()")
+    assert {f"blocks.{i}.weight" for i in range(3)} <= {row.name for row in report.rows}
+    report, _ = run_traced("for net in [torch.nn.Linear(2, 1)]:\n    loss = net(torch.ones(2)).sum()")
+    assert report["net.weight"].grad is not None
