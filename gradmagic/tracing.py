@@ -29,7 +29,7 @@ from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
 from .places import Path
-from .raised import told
+from .raised import told, told_briefly
 from .recorder import Recorder
 from .records import Coverage
 from .report import Report
@@ -141,7 +141,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
             self.fault = fault
             if error is None and self._cell is None:  # the magic tells it in its own way
-                what = f"gradmagic could not make its report ({told(fault)}); the code itself ran as always"
+                what = f"gradmagic could not make its report ({told_briefly(fault)}); the code itself ran as always"
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
         finally:
             state.release()

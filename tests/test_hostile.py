@@ -25,6 +25,7 @@ from shells import Session, session
 from test_render_html import ATTRIBUTES, STYLES, TAGS, elements, parsed, words
 
 from gradmagic.curves import Curve, GradSeries
+from gradmagic.raised import told_briefly
 from gradmagic.records import BackwardPass, Finding, InnerStep, LedgerEntry, Location, TensorRow
 from gradmagic.render.html import render_html, render_page
 from gradmagic.render.live import TerminalLive
@@ -457,3 +458,15 @@ def test_a_name_is_found_as_python_knows_it(shell: Session) -> None:
     shell.run(f"%%gradtrace -q -o report\n{W}ﬁ = w * 2\n{'n' * 5_000} = ﬁ * 2\nloss = {'n' * 5_000}.sum()")
     assert [row.name for row in shell["report"].rows] == ["w", "fi", "n" * 5_000, "loss"]
     assert words(parsed(render_html(shell["report"]))).count("fi") >= 1
+
+
+def test_a_fault_of_ours_is_told_harmlessly() -> None:
+    """In one short line without control characters, whatever exception of the person's came into our way."""
+
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert told_briefly(SilentError()) == "SilentError (its text cannot be shown)"
+    assert told_briefly(ValueError("a\x1b[5m\nb\u202e\ud800")) == "ValueError: a\\x1b[5m\\nb\\u202e\\ud800"
+    assert len(told_briefly(ValueError("x" * 100_000))) == 300
