@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -46,7 +47,8 @@ class SourceTree:
         piece = "".join(lines[first - 1 : last])
         dedented = textwrap.dedent(piece)
         try:
-            tree = ast.parse(dedented)
+            with warnings.catch_warnings(action="ignore"):  # of an odd escape Python has warned when it ran the code
+                tree = ast.parse(dedented)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
         indent = len(piece.split("\n", 1)[0].encode()) - len(dedented.split("\n", 1)[0].encode())

@@ -691,3 +691,15 @@ def test_a_module_that_a_loop_passed_by_is_called_by_its_place_in_the_model() ->
     assert {f"blocks.{i}.weight" for i in range(3)} <= {row.name for row in report.rows}
     report, _ = run_traced("for net in [torch.nn.Linear(2, 1)]:\n    loss = net(torch.ones(2)).sum()")
     assert report["net.weight"].grad is not None
+
+
+def test_looking_at_the_source_warns_of_nothing_again() -> None:
+    """An odd escape in a string is told by Python once, when it compiles the cell; the names are there all the same."""
+    source = "w = torch.ones(2, requires_grad=True)\ntext = '\\d'\ny = torch.log(w - 1)\nloss = y.sum()"
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        compile(source, "<once>", "exec")
+        told = len(caught)
+        report, _ = run_traced(source)
+    assert told == 1
+    assert len(caught) == 2 * told
+    assert [row.name for row in report.rows if row.name] == ["w", "y", "loss"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -244,14 +245,16 @@ class _WithoutRequest(ast.NodeTransformer):
 
 def _parsed(expression: str) -> ast.expr | None:
     try:
-        return ast.parse(expression, mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of an odd escape Python has warned when it ran the code
+            return ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError):
         return None
 
 
 def _statement(text: str) -> ast.stmt | None:
     try:
-        body = ast.parse(text).body
+        with warnings.catch_warnings(action="ignore"):
+            body = ast.parse(text).body
     except (SyntaxError, ValueError):
         return None
     return body[0] if len(body) == 1 else None
