@@ -366,7 +366,7 @@ class Recorder(TorchFunctionMode):
                 path = self.paths.of(sys._getframe(2))
                 for position, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
                     argument = argument_of(position, args)
-                    place = self.used(tensor, path, argument)
+                    place = self.used(tensor, path, argument) if _tells_its_history(tensor) else None
                     given.append(Given.of(tensor, place.index if place is not None else None, argument))
                 self.failed_call = FailedCall(id(error), op_name(func), path, tuple(given))
         except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
@@ -457,7 +457,8 @@ class Recorder(TorchFunctionMode):
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
         """The tensor was changed in place by something that did not return it."""
         entry.version = version_of(tensor)
-        node = tensor.grad_fn if entry.depth <= DEEPEST and torch.is_grad_enabled() else None
+        known = entry.depth <= DEEPEST and torch.is_grad_enabled() and _tells_its_history(tensor)
+        node = tensor.grad_fn if known else None
         if node is None or self.marks(node) is not None:
             return place
         if not tensor._is_view():
@@ -657,6 +658,7 @@ class Recorder(TorchFunctionMode):
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)
+        self._entries.pop(id(tensor), None)  # a new tensor may have the id of one that is gone: it stands at the end
         self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor, self._depth)
         if len(self._entries) > self._sweep_at:
             self._sweep()
@@ -710,7 +712,7 @@ class Recorder(TorchFunctionMode):
         """Every recorded tensor that still exists, in the order it was last made."""
         for entry in list(self._entries.values()):
             tensor = entry.ref()
-            if tensor is not None and entry.place is not None:
+            if tensor is not None and entry.place is not None and _tells_its_history(tensor):
                 yield tensor, entry
 
     def retain(self) -> None:
@@ -732,6 +734,14 @@ class Recorder(TorchFunctionMode):
             tensor.retain_grad()
         except RuntimeError as error:
             self.fault("retain_grad", error)
+
+
+def _tells_its_history(tensor: Tensor) -> bool:
+    """Whether autograd can be asked about a tensor: a view from ``unbind`` whose base was changed raises at a look."""
+    try:
+        return tensor.is_leaf or tensor.grad_fn is not None
+    except RuntimeError:
+        return False
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:
