@@ -44,6 +44,8 @@ class Ledger:
         self._zero_grad = zero_grad
         self._zeroed: set[int] = set()
         self._recorder: Recorder | None = None
+        self._listeners: list[Listener] = []
+        self._visit: _Visit | None = None
 
     def interceptors(self) -> dict[Any, Interceptor]:
         """The torch functions that run backward, and what to run in their place."""
@@ -57,6 +59,15 @@ class Ledger:
         """Work for this recorder."""
         self._recorder = recorder
         recorder.watcher = self
+
+    def hang_up(self) -> None:
+        """End what a pass has begun and an interrupt has kept from being ended."""
+        while self._listeners:
+            self._listeners[-1].detach()
+            self._listeners.pop()
+        if self._visit is not None:
+            self._visit.end(failed=True)
+            self._visit = None
 
     def release(self) -> None:
         """Let go of the recorder."""
@@ -160,11 +171,13 @@ class Ledger:
     @contextmanager
     def _listening(self, recorder: Recorder, path: Path, done: Pass, roots: Sequence[Tensor]) -> Iterator[Listener]:
         listener = Listener(recorder, path)
-        with torch._C.DisableTorchFunction():
-            self._prepare(recorder, listener, done, roots)
-        self.journal.interrupted()
+        self._listeners.append(listener)
         start = time.perf_counter()
         try:
+            with torch._C.DisableTorchFunction():
+                self._prepare(recorder, listener, done, roots)
+            self.journal.interrupted()
+            start = time.perf_counter()
             yield listener
         except BaseException as error:  # noted, and passed on: the person's own
             done.error = told(error)
@@ -173,6 +186,7 @@ class Ledger:
         finally:
             done.seconds = time.perf_counter() - start
             listener.detach()
+            self._listeners.remove(listener)
             done.births, done.nodes, done.hidden = listener.watch.births, listener.nodes, listener.hidden
             self.log.end(done)
 
@@ -230,32 +244,38 @@ class Ledger:
         done = self.log.begin(None, "backward", recorder.tick())
         done.frees_graph = False
         try:
-            with (
-                self._listening(recorder, path, done, [root]),
-                _Visit(recorder, self._zero_grad),
-                _same_random_numbers(),
-            ):
-                torch.autograd.backward(root, retain_graph=True)
+            with self._listening(recorder, path, done, [root]):
+                self._visit = visit = _Visit()
+                try:
+                    visit.begin(recorder, self._zero_grad)
+                    torch.autograd.backward(root, retain_graph=True)
+                except BaseException:
+                    visit.end(failed=True)
+                    raise
+                visit.end(failed=False)
         except Exception:  # noqa: BLE001, S110 - backward's own error is in the ledger; the report retells it
             pass
 
 
 class _Visit:
-    """Around gradtrace's own backward: earlier guests leave before it, its gradients are guests after it."""
+    """Around gradtrace's own backward: earlier guests leave before it, its gradients are guests after it.
 
-    def __init__(self, recorder: Recorder, forget: bool) -> None:
-        self._recorder = recorder
-        self._forget = forget
+    `end` can be interrupted anywhere, and finishes when it is called again.
+    """
+
+    def __init__(self) -> None:
         self._before: list[tuple[Tensor, Tensor | None]] = []
         self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
+        self._random: Callable[[], None] | None = None
 
-    def __enter__(self) -> None:
-        for tensor, _ in self._recorder.alive():
+    def begin(self, recorder: Recorder, forget: bool) -> None:
+        """Make room; `forget` what the ``.grad`` of the leaves held (``--zero-grad``)."""
+        for tensor, _ in recorder.alive():
             if tensor.requires_grad and (tensor.is_leaf or tensor.retains_grad):
                 guest = guest_of(tensor)
                 if guest is not None:
                     guest.leave()
-                self._before.append((tensor, None if self._forget and tensor.is_leaf else tensor.grad))
+                self._before.append((tensor, None if forget and tensor.is_leaf else tensor.grad))
                 # Set aside, not added to in place: the person may hold this very tensor.
                 tensor.grad = None
                 if tensor.is_leaf and tensor._post_accumulate_grad_hooks:
@@ -264,30 +284,42 @@ class _Visit:
                     hooks = tensor._post_accumulate_grad_hooks
                     self._hooks.append((hooks, dict(hooks)))
                     hooks.clear()
+        self._random = _random_numbers_as_now()
 
-    def __exit__(self, failed: object, *_: object) -> None:
+    def end(self, failed: bool) -> None:
+        """Put everything back, but for the gradients of a backward that has not failed: those are guests now."""
+        if self._random is not None:
+            self._random()
+            self._random = None
         for hooks, were in self._hooks:
             hooks.update(were)
         party = GuestParty()
-        for tensor, before in self._before:
-            if tensor.grad is None or failed is not None:
+        while self._before:
+            tensor, before = self._before[-1]
+            if tensor.grad is None or failed:
                 tensor.grad = before
-                continue
-            gradient = tensor.grad
-            if before is not None:
-                with torch.no_grad():
-                    gradient = before + gradient
-            party.invite(tensor, gradient, before)
-        self._before.clear()
+            else:
+                party.invite(tensor, tensor.grad if before is None else _sum(before, tensor.grad), before)
+            self._before.pop()
         self._hooks.clear()
 
 
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """The cell's random stream goes on as if backward had not run (a recomputed dropout draws from it)."""
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=cuda):
-        yield
+def _sum(before: Tensor, gradient: Tensor) -> Tensor:
+    with torch.no_grad():
+        return before + gradient
+
+
+def _random_numbers_as_now() -> Callable[[], None]:
+    """What puts the random streams back to where they are: a recomputed dropout draws from them in backward."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cpu = torch.get_rng_state()
+
+    def put_back() -> None:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return put_back
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Any:

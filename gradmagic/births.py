@@ -110,7 +110,7 @@ class BirthWatch:
         self._states: dict[int, int] = {}
         self._ran: set[int] = set()
         self._made_bad: dict[int, _Seen] = {}
-        self._risky: set[int] = set()
+        self._risky: dict[int, _AfterNode] = {}
 
     def know(self, key: int, owner: Owner | None, grad_fn: str) -> None:
         """Whom a node belongs to."""
@@ -120,8 +120,14 @@ class BirthWatch:
         """Look at a node right after it has run; returns the handle of the hook, or None where there is no need."""
         if _plain(grad_fn) not in _RISKY or not _on_cpu(node):
             return None
-        self._risky.add(key)
-        return node.register_hook(_AfterNode(self, node, key))
+        hook = self._risky[key] = _AfterNode(self, node, key)
+        return node.register_hook(hook)
+
+    def let_go(self) -> None:
+        """The pass is over: hold no node any more."""
+        for hook in self._risky.values():
+            hook.let_go()
+        self._risky.clear()
 
     def received(self, key: int, gradients: Sequence[Pending]) -> None:
         """A node received its gradients."""
@@ -165,15 +171,19 @@ class BirthWatch:
 
 
 class _AfterNode:
-    """Hook that runs after a node. The node is let go of when the hook is taken off, at the end of the pass."""
+    """Hook that runs after a node. The node is let go of at the end of the pass, or the two would keep each other."""
 
     def __init__(self, watch: BirthWatch, node: Any, key: int) -> None:
         self._watch = watch
-        self._node = node
+        self._node: Any = node
         self._key = key
 
+    def let_go(self) -> None:
+        """Hold the node no longer."""
+        self._node = None
+
     def __call__(self, given_on: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
-        if self._watch.is_bad(self._key):
+        if self._node is None or self._watch.is_bad(self._key):
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for gradient in given_on:

@@ -26,13 +26,25 @@ _FOLLOWED = 15_000
 """How deep below a root the graph is walked; with `recorder.DEEPEST` this keeps below what PyTorch can free again."""
 
 
+class _Wire:
+    """What leads from the hooks of a pass to its listener, until it is cut.
+
+    An interrupt can come between setting a hook and noting its handle. Such a hook stays on its node, deaf.
+    """
+
+    __slots__ = ("listener",)
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener: Listener | None = listener
+
+
 class _KnownNode:
     """Prehook of a node whose outputs have places."""
 
-    __slots__ = ("grad_fn", "key", "layout", "listener", "marks")
+    __slots__ = ("grad_fn", "key", "layout", "marks", "wire")
 
-    def __init__(self, listener: Listener, node: Any, marks: dict[int, Owner]) -> None:
-        self.listener = listener
+    def __init__(self, wire: _Wire, node: Any, marks: dict[int, Owner]) -> None:
+        self.wire = wire
         self.key = id(node)
         self.marks = marks
         self.grad_fn = _name_of(node)
@@ -40,37 +52,43 @@ class _KnownNode:
         self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        self.listener.now_at = self.key
+        listener = self.wire.listener
+        if listener is None:
+            return
+        listener.now_at = self.key
         found = []
         for output, gradient in enumerate(gradients):
             if gradient is None:
                 continue
             if output in self.marks:
-                found.append(self.listener.received(*self.marks[output], gradient, self.layout))
+                found.append(listener.received(*self.marks[output], gradient, self.layout))
             else:
-                found.append(self.listener.received_unclaimed(self, output, gradient))
-        self.listener.watch.received(self.key, [pending for pending in found if pending is not None])
+                found.append(listener.received_unclaimed(self, output, gradient))
+        listener.watch.received(self.key, [pending for pending in found if pending is not None])
 
 
 class _InnerHook:
     """Prehook of a node that Python never saw."""
 
-    __slots__ = ("inner", "key", "listener", "occurrence")
+    __slots__ = ("inner", "key", "occurrence", "wire")
 
-    def __init__(self, listener: Listener, node: Any, inner: InnerNode, occurrence: int) -> None:
-        self.listener = listener
+    def __init__(self, wire: _Wire, node: Any, inner: InnerNode, occurrence: int) -> None:
+        self.wire = wire
         self.key = id(node)
         self.inner = inner
         self.occurrence = occurrence
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        self.listener.now_at = self.key
+        listener = self.wire.listener
+        if listener is None:
+            return
+        listener.now_at = self.key
         found = [
-            self.listener.received_inside(self.inner, output, self.occurrence, gradient)
+            listener.received_inside(self.inner, output, self.occurrence, gradient)
             for output, gradient in enumerate(gradients)
             if gradient is not None
         ]
-        self.listener.watch.received(self.key, [pending for pending in found if pending is not None])
+        listener.watch.received(self.key, [pending for pending in found if pending is not None])
 
 
 @dataclass(slots=True)
@@ -140,6 +158,7 @@ class Listener:
         """Prepare to listen to a pass that is run at `path`."""
         self._recorder = recorder
         self._path = path
+        self._wire = _Wire(self)
         self._handles: list[Any] = []
         self._inner_counts: dict[tuple[int, int], int] = {}
         self._marks: dict[int, dict[int, Owner]] = {}
@@ -183,10 +202,11 @@ class Listener:
         for tensor, entry in self._recorder.alive():
             place = entry.place
             if place is not None and tensor.is_leaf and tensor.requires_grad and place.index not in self.reached:
-                hook = partial(self._received_at_leaf, place.index, entry.occurrence)
+                hook = partial(_received_at_leaf, self._wire, place.index, entry.occurrence)
                 self._handles.append(tensor.register_hook(hook))
 
-    def _received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
+    def received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
+        """A gradient arrived at a leaf that the walk has not found: it is too deep, or in a graph of another's."""
         owner = self._owners.get(self.now_at) if self.now_at is not None else None
         if owner is not None and self.complete:
             self.hidden.setdefault(owner[0], set()).add(place)
@@ -206,7 +226,9 @@ class Listener:
         self._marks.clear()
 
     def detach(self) -> None:
-        """Take every hook off."""
+        """Take every hook off. Once more does no harm, and finishes what an interrupt kept from being done."""
+        self._wire.listener = None
+        self.watch.let_go()
         self._owners.clear()
         for handle in self._handles:
             handle.remove()
@@ -233,7 +255,7 @@ class Listener:
         self._marks[id(node)] = marks
         if consumer is not None:
             recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
-        self._handles.append(node.register_prehook(_KnownNode(self, node, marks)))
+        self._handles.append(node.register_prehook(_KnownNode(self._wire, node, marks)))
         return next(iter(marks.values()))
 
     def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
@@ -254,7 +276,7 @@ class Listener:
             steps.append(InnerNode(name, shapes_of(node)))
         elif steps[number].grad_fn != name:
             steps.insert(number, InnerNode(name, shapes_of(node)))
-        self._handles.append(node.register_prehook(_InnerHook(self, node, steps[number], consumer[1])))
+        self._handles.append(node.register_prehook(_InnerHook(self._wire, node, steps[number], consumer[1])))
         return consumer
 
     def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
@@ -287,6 +309,11 @@ class Listener:
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
             self._recorder.fault("gradient statistics", error)
             return None
+
+
+def _received_at_leaf(wire: _Wire, place: int, occurrence: int, gradient: Tensor) -> None:
+    if wire.listener is not None:
+        wire.listener.received_at_leaf(place, occurrence, gradient)
 
 
 def _node_of(tensor: Tensor) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 from torch.utils.weak import TensorWeakRef
 
 from .places import version_of
@@ -47,12 +47,13 @@ class GuestGradient:
 
     def leave(self) -> None:
         """Put back what ``.grad`` held before, unless the person has changed it."""
-        self._handle.remove()
-        self._party.forget(self)
+        # The hook goes last: one that an interrupt leaves in place finds nothing to do any more.
         tensor, before = self._tensor(), self.makes_way_for()
         if tensor is not None and tensor.grad is not before:
             tensor.grad = before
         self._before = None
+        self._handle.remove()
+        self._party.forget(self)
 
 
 class GuestParty:
@@ -67,11 +68,12 @@ class GuestParty:
 
     def invite(self, tensor: Tensor, gradient: Tensor, before: Tensor | None) -> None:
         """Put `gradient` into the tensor's ``.grad`` as a guest that gives way to `before`."""
-        tensor.grad = gradient
+        # The hook comes first: an interrupt must not leave a gradient that no hook takes away again.
         guest = GuestGradient(tensor, gradient, before, self)
         if tensor.is_leaf:
             self._leaves.add(guest)
             self._before_step = self._before_step or _BeforeStep(self)
+        tensor.grad = gradient
 
     def leave(self) -> None:
         """All leaves' guests leave."""
@@ -91,9 +93,9 @@ class _BeforeStep:
     def __init__(self, party: GuestParty) -> None:
         self._party = weakref.ref(party)
         self._held: GuestParty | None = None
-        self._handle = register_optimizer_step_pre_hook(self)
         # When the leaves die before any step, their guests die with them, and the party with those.
-        weakref.finalize(party, self._handle.remove)
+        weakref.finalize(party, self._take_out)
+        register_optimizer_step_pre_hook(self)
 
     def __call__(self, *_: object) -> None:
         # Held, because the party's end would take this hook out of the dict that PyTorch is walking through.
@@ -104,15 +106,18 @@ class _BeforeStep:
 
     def party_is_over(self) -> None:
         if self._held is None:
-            self._handle.remove()
+            self._take_out()
+
+    def _take_out(self) -> None:
+        for key in [key for key, hook in _global_optimizer_pre_hooks.items() if hook is self]:
+            del _global_optimizer_pre_hooks[key]
 
     def _sweep(self) -> None:
         """Take our hooks out, when nothing follows in PyTorch's walk: a dict must not change before its last item."""
-        hooks = self._handle.hooks_dict_ref()
-        if hooks is None or next(reversed(hooks.values()), None) is not self:
+        if next(reversed(_global_optimizer_pre_hooks.values()), None) is not self:
             return
-        for hook in [hook for hook in hooks.values() if isinstance(hook, _BeforeStep)]:
-            hook._handle.remove()
+        for hook in [hook for hook in _global_optimizer_pre_hooks.values() if isinstance(hook, _BeforeStep)]:
+            hook._take_out()
             hook._held = None
 
 

@@ -12,7 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from .accumulation import Account, GradientBook
 from .curves import GrowingCurve
@@ -90,7 +95,6 @@ class OptimizerWatch:
         self.updates: dict[int, GrowingCurve] = {}
         self._recorder = recorder
         self._book = book
-        self._handles: list[Any] = []
         self._by_path: dict[int, list[StepLine]] = {}
         self._running: dict[int, _Running] = {}
         self._by_hand: dict[int, int] = {}
@@ -98,16 +102,20 @@ class OptimizerWatch:
 
     def start(self) -> None:
         """Begin to watch."""
-        self._handles = [
-            register_optimizer_step_pre_hook(self._about_to_step),
-            register_optimizer_step_post_hook(self._has_stepped),
-        ]
+        register_optimizer_step_pre_hook(self._about_to_step)
+        register_optimizer_step_post_hook(self._has_stepped)
 
     def stop(self) -> None:
-        """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Stop watching. Once more does no harm, and finishes what an interrupt kept from being done.
+
+        The hooks are looked for: an interrupt can come between setting one and getting its handle.
+        """
+        for hooks, ours in (
+            (_global_optimizer_pre_hooks, self._about_to_step),
+            (_global_optimizer_post_hooks, self._has_stepped),
+        ):
+            for key in [key for key, hook in hooks.items() if hook == ours]:
+                del hooks[key]
         self._running.clear()
 
     def stepped(self, optimizer: object) -> Path | None:

@@ -133,6 +133,8 @@ class Recorder(TorchFunctionMode):
         self._leaves: dict[tuple[int, tuple[int, int]], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
         self._calls = Calls()
+        self._others: list[TorchFunctionMode] | None = None
+        """The other modes on the stack, once the recorder is about to leave it."""
         self._resting = False
         self._thread = get_ident()
         self._depth = 1
@@ -148,14 +150,18 @@ class Recorder(TorchFunctionMode):
         self.__enter__()  # type: ignore[no-untyped-call]  # TorchFunctionMode's own
 
     def stop(self) -> None:
-        """Stop recording: leave the mode stack, also from below a mode that the block left behind."""
-        above = []
-        while self in torch.overrides._get_current_function_mode_stack():
-            top = torch.overrides._pop_mode()
-            if top is not self:
-                above.append(top)
-        for mode in reversed(above):
+        """Stop recording: leave the mode stack, also from below a mode that the block left behind.
+
+        Once more does no harm, and finishes what an interrupt kept from being done.
+        """
+        stack: Any = torch.overrides._get_current_function_mode_stack
+        if self._others is None:
+            self._others = [mode for mode in stack() if mode is not self]
+        while len(stack()) > len(self._others) or self in stack():
+            torch.overrides._pop_mode()
+        for mode in self._others[len(stack()) :]:
             torch.overrides._push_mode(mode)
+        self._others = None
 
     def made_here(self, tensor: Tensor) -> bool:
         """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""

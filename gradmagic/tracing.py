@@ -118,33 +118,47 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self._state = _Running(recorder, ledger, sources, variables)
         if self._live is not None:
             ledger.after_pass = _Live(self._state, self._live).after_pass
-        self._state.stance = _eager_stance()
-        self._state.optimizers.start()
-        self._state.fused.start(variables.now())
-        recorder.start()
+        try:
+            self._state.enter()
+        except BaseException:  # an interrupt, before the block has begun
+            self.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop recording, run backward if nobody has, and make the report."""
-        state, self._state = self._state, None
+        state = self._state
         if state is None:
             return
-        state.leave()
-        straighten(traceback)
-        variables = state.variables.now()
-        offered, self._offered = self._offered, None
-        finish = _Finish(state, self._backward, variables, offered, error, traceback)
+        try:
+            state.leave()
+            straighten(traceback)
+            offered, self._offered = self._offered, None
+            self._finish(_Finish(state, self._backward, state.variables.now(), offered, error, traceback))
+        finally:
+            try:
+                self.close()
+            except BaseException:  # an interrupt: what it has kept from being done is done now
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Leave nothing behind, however the block ended. Does nothing when it was left as it should be."""
+        if self._state is not None:
+            self._state.release()
+            self._state = self._offered = None
+
+    def _finish(self, finish: _Finish) -> None:
+        error = finish.error
         try:
             self.report = finish.report()
         except Exception as fault:  # noqa: BLE001 - a fault of ours must neither hide the person's error nor break their code
             self.fault = fault
             if error is None and self._cell is None:  # the magic tells it in its own way
                 what = f"gradmagic could not make its report ({told_briefly(fault)}); the code itself ran as always"
-                warnings.warn(what, RuntimeWarning, stacklevel=2)
-        finally:
-            state.release()
+                warnings.warn(what, RuntimeWarning, stacklevel=3)
         if finish.interrupt is not None:
             raise finish.interrupt
 
@@ -197,38 +211,45 @@ class _Running:
         self.ledger = ledger
         self.sources = sources
         self.start = time.perf_counter()
-        self.stance: Any = None
+        self._stance: Any = None
         self.variables = variables
         self.optimizers = OptimizerWatch(recorder, ledger.book)
         self.fused = FusedCalls(recorder)
         self.grad_mode = torch.is_grad_enabled()
 
+    def enter(self) -> None:
+        """Begin to record."""
+        self._run_eagerly()
+        self.optimizers.start()
+        self.fused.start(self.variables.now())
+        self.recorder.start()
+
+    def _run_eagerly(self) -> None:
+        """Compiled modules run eagerly while tracing: a mode would force a recompile, and hide what is inside.
+
+        Only where something was compiled: asking imports torch._dynamo, which takes seconds.
+        """
+        if "torch._dynamo" in sys.modules:
+            self._stance = torch._dynamo.eval_frame._stance
+            torch.compiler.set_stance("force_eager")
+
     def leave(self) -> None:
-        """Stop recording."""
+        """Stop recording. Once more does no harm, and finishes what an interrupt kept from being done."""
         self.recorder.stop()
         self.fused.stop()
         self.optimizers.stop()
-        if self.stance is not None:
-            self.stance.__exit__(None, None, None)
+        self.ledger.hang_up()
+        if self._stance is not None:
+            torch._dynamo.eval_frame._set_stance(self._stance)
+            self._stance = None
 
     def release(self) -> None:
         """Let go of everything that only mattered until the report was made."""
+        self.leave()
         linecache.cache.pop(_EXPRESSION_FILE, None)
         self.ledger.release()
         self.recorder.release()
         self.variables.release()
-
-
-def _eager_stance() -> Any:
-    """Compiled modules run eagerly while tracing: a mode would force a recompile, and hide what is inside.
-
-    Only where something was compiled: asking imports torch._dynamo, which takes seconds.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return None
-    stance = torch.compiler.set_stance("force_eager")
-    stance.__enter__()
-    return stance
 
 
 class _Finish:
@@ -247,7 +268,7 @@ class _Finish:
         self._backward = backward
         self._variables = variables
         self._offered = offered
-        self._error = error
+        self.error = error
         self._traceback = traceback
         self._cut_root: int | None = None
         self._why: NoRoot | None = None
@@ -284,7 +305,7 @@ class _Finish:
 
     def _ending(self) -> Ending:
         return Ending(
-            error=self._error,
+            error=self.error,
             traceback=self._traceback,
             grad_mode=self._state.grad_mode,
             optimizers=self._state.optimizers,
@@ -309,7 +330,7 @@ class _Finish:
     def _run_backward(self, namespace: Namespace) -> None:
         ledger = self._state.ledger
         self._state.recorder.retain()
-        if self._error is not None:
+        if self.error is not None:
             self._why = None if ledger.log.count else NoRoot("cell_failed")
             return
         if self._backward == "none" or (self._backward == "auto" and ledger.ran_by_cell):
