@@ -286,7 +286,8 @@ class _Finish:
             self.interrupt = caught  # goes on to the person once the report is made
         with torch._C.DisableTorchFunction():
             self._state.ledger.book.end_turn()
-            return self._assembled(namespace)
+            report = self._assembled(namespace)  # a return from in here could be interrupted before the mode is left
+        return report
 
     def so_far(self) -> Report:
         """What was recorded until now, while the block runs on."""
