@@ -171,7 +171,8 @@ def unbatched(gradient: Tensor) -> Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     if gradient.layout is torch.strided:
-        return gradient
+        # Some second derivatives are zeros without memory, which cannot be read.
+        return gradient.clone() if gradient._is_zerotensor() else gradient
     if gradient.layout is torch.sparse_coo:
         return gradient.coalesce().values()
     return gradient.values()

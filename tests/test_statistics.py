@@ -42,6 +42,11 @@ def test_up_to_six_elements_show_their_values() -> None:
     assert measure(torch.tensor(2.5)).result().values == (2.5,)
 
 
+def test_zeros_without_memory_are_zeros() -> None:
+    """PyTorch's derivative of the sign of a number."""
+    assert measure(torch._efficientzerotensor((2, 3))).result() == measure(torch.zeros(2, 3)).result()
+
+
 def test_nan_and_infinity_are_counted() -> None:
     """Also when the norm alone would not tell which."""
     stats = measure(torch.tensor([math.nan, math.inf, -math.inf, 1.0])).result()
