@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy
 import torch
-from side_by_side import Call, SideBySide
+from side_by_side import Call, SideBySide, scalar_of
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -88,7 +88,7 @@ def run_operator(op: Any, dtype: torch.dtype, most: int, wanted: str | None, cou
         for number, given in _spread(samples, most):
             counts.samples += 1
             for name, variant in variants:
-                side_by_side = SideBySide(partial(_fresh, variant, given), undefined)
+                side_by_side = SideBySide(partial(_fresh, variant, given), undefined, name == "double backward")
                 counts.take(f"{full_name} {kind}{number} {name}", side_by_side)
 
 
@@ -133,6 +133,9 @@ def _variants(op: Any) -> Iterator[tuple[str, Variant]]:
         yield "method", partial(_function, op.method_variant)
     if op.inplace_variant is not None:
         yield "in place", partial(_in_place, op.inplace_variant)
+    yield "inference", partial(_inference, op.op)
+    if op.supports_gradgrad:
+        yield "double backward", partial(_double_backward, op.op)
     if op.supports_out:
         yield "out", partial(_out, op.op)
         yield "out, no_grad", partial(_out_without_gradient, op.op)
@@ -145,6 +148,18 @@ def _function(run: Variant, given: Any, args: tuple[Any, ...], kwargs: dict[str,
 def _in_place(run: Variant, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     changed = pytree.tree_map_only(Tensor, torch.clone, given)
     return run(changed, *args, **kwargs), changed
+
+
+def _inference(run: Variant, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch.inference_mode():
+        return run(given, *args, **kwargs)
+
+
+def _double_backward(run: Variant, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    loss = scalar_of(run(given, *args, **kwargs))
+    inputs = pytree.tree_leaves((given, args, kwargs))
+    leaves = [part for part in inputs if isinstance(part, Tensor) and part.requires_grad]
+    return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
 
 
 def _out(run: Variant, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -162,7 +177,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1_000_000, help="at most so many samples of each operator")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64", "complex64"])
-    parser.add_argument("--variant", help="function, method, in place, 'out' or 'out, no_grad'; all of them by default")
+    parser.add_argument("--variant", help="only this one, such as function or 'in place'")
     parser.add_argument("--first", type=int, default=0, help="leave out so many operators at the start")
     parser.add_argument("--step", type=int, default=1, help="take one of so many operators")
     parser.add_argument("--only", help="just the operator of this name")

@@ -32,6 +32,10 @@ Call = partial[Any]
 """Runs something on the inputs that are bound to it."""
 
 
+_Inputs = list[tuple[Tensor, int]]
+"""What a call is given, each with its number of elements before the call."""
+
+
 @dataclass
 class Seen:
     """What one run shows from outside."""
@@ -60,15 +64,17 @@ class Comparison:
 class SideBySide:
     """Compares the runs of one call."""
 
-    def __init__(self, make: Callable[[], Call], undefined: bool = False) -> None:
+    def __init__(self, make: Callable[[], Call], undefined: bool = False, runs_passes: bool = False) -> None:
         """Prepare.
 
         Args:
             make: gives the call, each time on fresh and equal inputs.
             undefined: whether the values it returns are whatever the memory held.
+            runs_passes: whether the call itself runs ``autograd.grad``: the report has its gradients, too.
         """
         self._make = make
         self._undefined = undefined
+        self._runs_passes = runs_passes
 
     def compare(self) -> Comparison:
         """Run it three times. What differs is run once more: some warnings are given only once in a process."""
@@ -80,8 +86,8 @@ class SideBySide:
         guest, report = self._traced(runs_backward=False)
         own, own_report = self._traced(runs_backward=True)
         differences = [
-            *_compare("guest: ", guest, self._as_guest(forward, both)),
-            *_compare("own: ", own, both),
+            *self._compare("guest: ", guest, self._as_guest(forward, both)),
+            *self._compare("own: ", own, both),
             *_compare_errors(report, forward, both),
         ]
         faults = []
@@ -91,6 +97,14 @@ class SideBySide:
                 continue
             faults += [finding.detail for finding in made.findings if finding.kind == "not_traced"]
         return Comparison(differences, both.nodes.total(), both.error is not None, tuple(faults))
+
+    def _compare(self, run: str, traced: Seen, plain: Seen) -> Iterator[str]:
+        if self._runs_passes:
+            traced.nodes &= plain.nodes
+        for one in fields(Seen):
+            ours, theirs = getattr(traced, one.name), getattr(plain, one.name)
+            if ours != theirs:
+                yield f"{run}{one.name}: {_shortly(ours, theirs)}"
 
     def _as_guest(self, forward: Seen, both: Seen) -> Seen:
         """Random stream and warnings as after the block alone, gradients as after backward."""
@@ -137,20 +151,21 @@ class SideBySide:
             seen.nodes = Counter(map(_number, norms_of(run.report).elements()))
         return seen, run.report
 
-    def _fresh(self) -> tuple[Call, list[Tensor]]:
+    def _fresh(self) -> tuple[Call, _Inputs]:
         call = self._make()
         inputs = [part for part in pytree.tree_leaves((call.args, call.keywords)) if isinstance(part, Tensor)]
         for tensor in inputs:
             tensor.grad = None
         torch.default_generator.manual_seed(1)
-        return call, inputs
+        return call, [(tensor, tensor.numel()) for tensor in inputs]
 
-    def _look(self, seen: Seen, value: Any, inputs: list[Tensor]) -> None:
+    def _look(self, seen: Seen, value: Any, inputs: _Inputs) -> None:
         seen.random = torch.get_rng_state().numpy().tobytes()
         parts, structure = pytree.tree_flatten(value)
         seen.output = (str(structure), [image(part, self._undefined) for part in parts])
-        seen.inputs = [image(tensor) for tensor in inputs]
-        seen.leaves = [image(tensor.grad) for tensor in inputs if tensor.requires_grad]
+        # What `out=` was given may have been resized just before the operation raised, to memory with anything in it.
+        seen.inputs = [image(tensor, tensor.numel() != size) for tensor, size in inputs]
+        seen.leaves = [image(tensor.grad) for tensor, _ in inputs if tensor.requires_grad]
 
 
 def image(value: Any, undefined: bool = False) -> Any:
@@ -199,14 +214,14 @@ def _contents(value: Tensor, undefined: bool) -> tuple[Any, ...]:
 
 def _forward(call: Call) -> tuple[Any, Tensor | None]:
     value = call()
-    return value, _scalar_of(value)
+    return value, scalar_of(value)
 
 
 def _backward(loss: Tensor) -> None:
     loss.backward()
 
 
-def _scalar_of(value: Any) -> Tensor | None:
+def scalar_of(value: Any) -> Tensor | None:
     """One number that all differentiable outputs go into, each element with a weight of its own."""
     terms = []
     for output in pytree.tree_leaves(value):
@@ -286,13 +301,6 @@ def _lines(where: Any) -> list[tuple[str, int | None, str]]:
     frames = traceback.extract_tb(where)
     inside = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_PERSONS)]
     return [(frame.filename, frame.lineno, frame.name) for frame in inside if frame.name not in ("_plain", "_traced")]
-
-
-def _compare(run: str, traced: Seen, plain: Seen) -> Iterator[str]:
-    for one in fields(Seen):
-        ours, theirs = getattr(traced, one.name), getattr(plain, one.name)
-        if ours != theirs:
-            yield f"{run}{one.name}: {_shortly(ours, theirs)}"
 
 
 def _shortly(ours: Any, theirs: Any) -> str:
