@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -302,12 +304,11 @@ def compare_forward(make: Callable[[], nn.Module], given: Callable[[], Any], tra
     def body(variables: dict[str, Any]) -> Tensor | None:
         model = variables["model"] = make().train(training)
         variables["given"] = given()
-        out = call(model, variables["given"])
-        variables["out"] = getattr(out, "__dict__", None) or out
+        variables["out"] = call(model, variables["given"])
         return scalar_of(variables["out"])
 
     without, _ = assert_same(body)
-    return sum(without.norms.values())
+    return len(without.norms)
 
 
 def compare_training(make: Callable[[], nn.Module], given: Callable[[], Any]) -> None:
@@ -375,4 +376,88 @@ def test_weights_after_a_later_cells_backward_and_step_are_those_of_the_untraced
     make: Callable[[], nn.Module], given: Callable[[], Any]
 ) -> None:
     """What gradtrace's own backward left in `.grad` is a guest, and goes."""
+    compare_guest(make, given)
+
+
+TORCHVISION = (
+    *("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2", "mobilenet_v3_small"),
+    *("mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "densenet121", "googlenet", "lraspp_mobilenet_v3_large"),
+)
+TIMM = (
+    *(
+        "test_byobnet",
+        "test_coatnet",
+        "test_convnext",
+        "test_efficientnet",
+        "test_mambaout",
+        "test_maxvit",
+        "test_nfnet",
+    ),
+    *("test_resnet", "test_vit", "test_vit_relpos", "resnet10t", "lcnet_035", "mobilenetv3_small_050", "tinynet_e"),
+    *("ghostnet_100", "edgenext_xx_small", "mobilevit_xxs", "xcit_nano_12_p16_224", "pit_ti_224", "repvgg_a0"),
+)
+TRANSFORMERS = (
+    *("albert", "bert", "bloom", "distilbert", "electra", "ernie", "falcon", "gemma", "gpt2", "gpt_neo", "gpt_neox"),
+    *("llama", "mamba", "mistral", "mixtral", "mpnet", "opt", "phi", "qwen2", "qwen3", "roberta", "t5", "bart", "olmo"),
+)
+SMALL = {
+    **{"hidden_size": 16, "d_model": 16, "n_embd": 16, "dim": 16, "embedding_size": 16, "word_embed_proj_dim": 16},
+    **{"num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2},
+    **{"num_attention_heads": 2, "n_head": 2, "n_heads": 2, "num_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_kv": 8, "state_size": 4},
+    **{"intermediate_size": 32, "ffn_dim": 32, "hidden_dim": 32, "d_ff": 32, "n_inner": 32, "encoder_ffn_dim": 32},
+    **{"decoder_ffn_dim": 32, "vocab_size": 40, "max_position_embeddings": 64, "n_positions": 64, "pad_token_id": 0},
+    **{"bos_token_id": 1, "eos_token_id": 2, "num_local_experts": 3, "attention_types": [[["global", "local"], 1]]},
+}
+"""Whatever a configuration calls its sizes."""
+
+
+def library(name: str) -> Any:
+    """A library, without what it says while it is imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(name)
+        return importlib.import_module({"torchvision": "torchvision.models"}.get(name, name))
+
+
+def _of_torchvision(name: str) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
+    models = library("torchvision")
+    options = {"weights_backbone": None} if "lraspp" in name else {}
+    return lambda: models.get_model(name, weights=None, num_classes=3, **options), lambda: torch.randn(2, 3, 64, 64)
+
+
+def _of_timm(name: str) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
+    timm = library("timm")
+    size = timm.create_model(name).default_cfg["input_size"][-1]
+    return lambda: timm.create_model(name, num_classes=3), lambda: torch.randn(2, 3, size, size)
+
+
+def _of_transformers(name: str) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
+    transformers = library("transformers")
+    usual = transformers.AutoConfig.for_model(name)
+    sizes = {key: value for key, value in SMALL.items() if hasattr(usual, key)}
+    config = transformers.AutoConfig.for_model(name, **sizes)
+
+    def given() -> dict[str, Tensor]:
+        ids = torch.randint(3, 40, (2, 7))
+        return {"input_ids": ids, "decoder_input_ids": ids} if config.is_encoder_decoder else {"input_ids": ids}
+
+    return lambda: transformers.AutoModel.from_config(config), given
+
+
+LIBRARY = [
+    pytest.param(source, name, id=f"{source.__name__[4:]}-{name}")
+    for source, names in ((_of_torchvision, TORCHVISION), (_of_timm, TIMM), (_of_transformers, TRANSFORMERS))
+    for name in names
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "name"), LIBRARY)
+def test_a_librarys_model_gives_plain_pytorchs_results(source: Callable[[str], Any], name: str) -> None:
+    """With random weights: in train and eval mode, in training steps in the cell, and in those of a later cell."""
+    make, given = source(name)
+    for training in (True, False):
+        assert compare_forward(make, given, training) > 10
+    compare_training(make, given)
     compare_guest(make, given)
