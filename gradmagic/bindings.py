@@ -44,6 +44,8 @@ def through_c(node: ast.AST, callee: str | None, position: Position) -> Position
         if name == "enumerate" and position:
             return (*position[:1], 1, *position[1:])
         return position if name in _SAME_ITEMS else None
+    if position[:1] == (SOME_ITEM,) and name in _CONTAINERS | {"next"} and _builtin(_gone_through(node)) != "map":
+        return position[1:] if name == "next" else position  # it comes from a generator
     if name in _CONTAINERS:
         return (SOME_ITEM, *position) if _builtin(_gone_through(node)) in _ITEM_BY_ITEM else None
     if name in _ITEM_BY_ITEM:
@@ -67,6 +69,10 @@ def _gone_through(node: ast.AST) -> ast.AST | None:
         return node.args[0] if node.args else None
     items = node.elts if isinstance(node, (ast.List, ast.Tuple, ast.Set)) else []
     return items[0].value if len(items) == 1 and isinstance(items[0], ast.Starred) else None
+
+
+_GIVING = (ast.Return, ast.Expr)
+"""Statements that hand a value on to the caller; of expressions those that `SourceTree.in_scope` gives: ``yield``."""
 
 
 class Binding:
@@ -110,6 +116,8 @@ class Binding:
             parent = self._tree.parents.get(current)
             if isinstance(parent, (ast.Return, ast.Lambda)):
                 return self._position
+            if isinstance(parent, ast.Yield):
+                return (SOME_ITEM, *self._position)
             if isinstance(parent, (ast.Assign, ast.AnnAssign)):
                 return self._assign(parent)
             if isinstance(parent, (ast.For, ast.comprehension)) and current is parent.iter:
@@ -165,15 +173,15 @@ class Binding:
         scope = self._tree.scope_of(statement)
         if isinstance(scope, ast.Module) or not self._holders:
             return None
-        returns = [
-            n for n in self._tree.in_scope(scope) if isinstance(n, ast.Return) and _begins(n) > _begins(statement)
-        ]
+        returns = [n for n in self._tree.in_scope(scope) if isinstance(n, _GIVING) and _begins(n) > _begins(statement)]
         for found in sorted(returns, key=lambda n: n.lineno):
+            given = found.value.value if isinstance(found.value, ast.Yield) else found.value
+            item = (SOME_ITEM,) if isinstance(found.value, ast.Yield) else ()
             for name, inside in self._holders:
-                position = self._position_in(found.value, name)
+                position = self._position_in(given, name)
                 if position is not None and not self._rebound(scope, name, statement, found):
                     self.in_loop = self._leaves_loop(statement, found)
-                    return (*position, *inside)
+                    return (*item, *position, *inside)
         return None
 
     def _leaves_loop(self, inner: ast.stmt, outer: ast.stmt) -> bool:

@@ -101,10 +101,14 @@ class SourceTree:
         return current or self.tree
 
     def in_scope(self, scope: ast.AST) -> list[ast.stmt]:
-        """The returns and assignments of a function (or module), in no particular order."""
+        """The returns, yields and assignments of a function (or module), in no particular order."""
         if scope not in self._statements:
             kinds = (ast.Return, ast.Assign, ast.AugAssign)
-            self._statements[scope] = [node for node in walk_scope(scope) if isinstance(node, kinds)]
+            self._statements[scope] = [
+                node
+                for node in walk_scope(scope)
+                if isinstance(node, kinds) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Yield))
+            ]
         return self._statements[scope]
 
     def statements_in(self, scope: ast.AST) -> list[ast.AST]:

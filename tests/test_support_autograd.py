@@ -87,6 +87,12 @@ def test_a_batch_of_gradients_that_goes_bad_is_named() -> None:
         ("ys = list(map(lambda t: t * 2, w))", {"unbind": None, "mul": "ys[…]"}),
         ("for i, y in enumerate(w): pass", {"unbind": "y"}),
         ("ys = list(w)", {"unbind": "ys[2]"}),
+        ("def f(ts):\n    for t in ts:\n        yield t * 2\nfor y in f(xs): pass", {"mul": "y"}),
+        ("def f(ts):\n    for t in ts:\n        out = t * 2\n        yield out\nfor y in f(xs): pass", {"mul": "y"}),
+        ("def f(ts):\n    for t in ts:\n        yield t * 2\nys = list(f(xs))", {"mul": "ys[…]"}),
+        ("def f(ts):\n    for t in ts:\n        yield t * 2\ny = next(f(xs))", {"mul": "y"}),
+        ("def f(ts):\n    for t in ts:\n        yield 0, t * 2\nfor i, y in f(xs): pass", {"mul": "y"}),
+        ("def f(ts):\n    for t in ts:\n        yield t * 2\ny = sum(f(xs))", {"mul": None, "add": "y"}),
         ("total = 0\nfor a, b in zip(w, xs):\n    total = total + b", {"unbind": "a", "add": "total"}),
     ],
 )
