@@ -131,7 +131,7 @@ def test_an_embedded_shell_traces_with_the_variables_around_it(tmp_path: Path) -
 CELLS = "import torch\nw = torch.ones(3, requires_grad=True)\n%gradtrace l = (w * 2).sum()\nprint('grad', w.grad)\n"
 
 
-@pytest.mark.parametrize("kind", ["-c", "file.ipy"])
+@pytest.mark.parametrize("kind", [pytest.param("-c", marks=pytest.mark.slow), "file.ipy"])
 def test_ipython_without_a_prompt(tmp_path: Path, kind: str) -> None:
     """`ipython -c` and `ipython file.ipy` run cells: the report is printed."""
     script = tmp_path / "file.ipy"
