@@ -47,9 +47,10 @@ class _Outer:
 
 
 def named(module: Any, method: str) -> list[tuple[str, Any]]:
-    """What ``module.named_modules()`` or the like gives; nothing where an override of the person's fails."""
+    """What ``module.named_modules()`` or the like gives; nothing where an override of the person's fails, or lies."""
     try:
-        return list(getattr(module, method)(remove_duplicate=False))
+        found = list(getattr(module, method)(remove_duplicate=False))
+        return [(name, each) for name, each in found if isinstance(name, str) and each is not None]
     except Exception:  # noqa: BLE001 - the person's own override; without names the class name is shown
         return []
 

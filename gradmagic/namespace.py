@@ -146,7 +146,7 @@ def _slots_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_key(key: Any, item: Any) -> bool:
-    return isinstance(key, (str, int)) and type(item) not in _PLAIN
+    return issubclass(type(key), (str, int)) and type(item) not in _PLAIN
 
 
 def _plain_repr(key: str | int) -> str:
@@ -155,7 +155,7 @@ def _plain_repr(key: str | int) -> str:
 
 def _has_plain_attributes(value: Any) -> bool:
     kind = type(value)
-    if isinstance(value, type) or (callable(value) and kind.__module__ == "builtins"):
+    if issubclass(kind, type) or (callable(value) and kind.__module__ == "builtins"):
         return False
     try:
         return type(object.__getattribute__(value, "__dict__")) is dict and kind.__name__ != "module"

@@ -712,7 +712,7 @@ class Recorder(TorchFunctionMode):
 
     def persons_tensors(self) -> list[Tensor]:
         """The tensors that plain variables of the person hold."""
-        return [value for value in list(self._variables().values()) if isinstance(value, Tensor)]
+        return [value for value in list(self._variables().values()) if issubclass(type(value), Tensor)]
 
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""

@@ -135,7 +135,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         try:
             state.leave()
             straighten(traceback)
-            offered, self._offered = self._offered, None
+            offered = self._offered if _is_tensor(self._offered) else None
             self._finish(_Finish(state, self._backward, state.variables.now(), offered, error, traceback))
         finally:
             try:
@@ -286,8 +286,8 @@ class _Finish:
             self.interrupt = caught  # goes on to the person once the report is made
         with torch._C.DisableTorchFunction():
             self._state.ledger.book.end_turn()
-            report = self._assembled(namespace)  # a return from in here could be interrupted before the mode is left
-        return report
+            report = self._assembled(namespace)
+        return report  # noqa: RET504 - from inside the `with`, an interrupt could come before its exit
 
     def so_far(self) -> Report:
         """What was recorded until now, while the block runs on."""
@@ -475,13 +475,16 @@ def namespace_names(namespace: Namespace) -> list[str]:
     return [name for names in namespace.tensors.values() for name in names]
 
 
+# By the type: an object of the person's can have a ``__class__`` that lies, or raises.
+
+
 def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+    return issubclass(type(value), Tensor)
 
 
 def _is_trainer(value: object) -> bool:
-    return isinstance(value, (torch.optim.Optimizer, torch.amp.GradScaler))
+    return issubclass(type(value), (torch.optim.Optimizer, torch.amp.GradScaler))
 
 
 def _is_module(value: object) -> bool:
-    return isinstance(value, torch.nn.Module)
+    return issubclass(type(value), torch.nn.Module)

@@ -52,7 +52,7 @@ def execute(source: str, around: Any) -> Run:
         try:
             with around(run):
                 exec(compile(source, FILE, "exec"), run.namespace)
-        except Exception as error:  # noqa: BLE001 - whatever a random program raises
+        except BaseException as error:  # noqa: BLE001 - whatever a program raises
             run.error = list(described(error))
     run.stdout = out.getvalue()
     run.warned = [(each.category.__name__, str(each.message), each.filename, each.lineno) for each in caught]
@@ -64,8 +64,16 @@ def described(error: BaseException | None) -> Iterator[Any]:
     """Type, text and the lines of the program for an exception and all it is linked to."""
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        yield type(error), str(error), [frame.lineno for frame in frames if frame.filename == FILE]
+        yield type(error).__name__, text_of(error), [frame.lineno for frame in frames if frame.filename == FILE]
         error = error.__cause__ or error.__context__
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception, which may have none."""
+    try:
+        return str(error)
+    except Exception as refused:  # noqa: BLE001 - a program's own
+        return repr(refused)
 
 
 # ---- what is compared
@@ -73,43 +81,51 @@ def described(error: BaseException | None) -> Iterator[Any]:
 
 def state(value: Any, plain: bool) -> Any:
     """What can be known of a variable, as something to compare. A guest gradient counts as what it makes way for."""
-    if isinstance(value, torch.Tensor):
-        try:
-            value.is_leaf  # noqa: B018 - it raises for a view that a change of its base has made invalid
-        except RuntimeError as error:
-            return str(error)
-        gradient = None
-        if value.is_leaf:
-            guest = None if plain else guest_of(value)
-            gradient = guest.makes_way_for() if guest is not None else value.grad
-        hooks = [hook for hook in (value._backward_hooks or {}).values() if type(hook).__module__ != "gradmagic.guest"]
-        return (*looks(value), None if gradient is None else looks(gradient), len(hooks))
-    if isinstance(value, torch.nn.Module):
-        tensors = [*value.named_parameters(), *value.named_buffers()]
-        hooks = [[len(v) for k, v in vars(m).items() if "hooks" in k and v is not None] for m in value.modules()]
-        return [(name, state(tensor, plain)) for name, tensor in tensors], hooks
-    if isinstance(value, torch.optim.Optimizer):
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
+        return state_of_tensor(value, plain)
+    if issubclass(kind, torch.nn.Module):
+        return {name: state(each, plain) for name, each in sorted(vars(value).items())}
+    if issubclass(kind, torch.optim.Optimizer):
         return state(list(value.state.values()), plain)
-    if isinstance(value, dict):
-        return {key: state(item, plain) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if issubclass(kind, dict):
+        # Hooks are kept under numbers that count on through the process.
+        return [(key if type(key) is str else "", state(item, plain)) for key, item in value.items()]
+    if kind in (list, tuple):
         return [state(item, plain) for item in value]
-    return value if isinstance(value, (int, float, str, bool)) else type(value).__name__
+    return value if kind in (int, float, str, bool) else kind.__name__
+
+
+def state_of_tensor(value: torch.Tensor, plain: bool) -> Any:
+    """Its bits and history, its gradient and the number of its hooks."""
+    try:
+        value.is_leaf  # noqa: B018 - it raises for a view that a change of its base has made invalid
+    except RuntimeError as error:
+        return str(error)
+    gradient = None
+    if value.is_leaf:
+        guest = None if plain else guest_of(value)
+        gradient = guest.makes_way_for() if guest is not None else value.grad
+    hooks = [hook for hook in (value._backward_hooks or {}).values() if type(hook).__module__ != "gradmagic.guest"]
+    after = len(value._post_accumulate_grad_hooks or {})
+    return (*looks(value), None if gradient is None else looks(gradient), len(hooks), after, sorted(value.__dict__))
 
 
 def looks(tensor: torch.Tensor) -> tuple[Any, ...]:
     """A tensor's bits and all that autograd knows of it."""
-    bits = tensor.detach().numpy().tobytes()
+    bare = tensor.detach().as_subclass(torch.Tensor)
+    bits = b"" if bare.is_meta or bare.numel() > 1_000_000 else bare.numpy().tobytes()
     node = tensor.grad_fn if not tensor.is_inference() else None
     about = tensor.requires_grad, tensor.is_leaf, node.name() if node is not None else None, tensor._is_view()
     version = None if tensor.is_inference() else tensor._version
-    return bits, str(tensor.dtype), tuple(tensor.shape), tensor.stride(), about, version, type(tensor)
+    return bits, str(bare.dtype), tuple(bare.shape), bare.stride(), about, version, type(tensor).__name__
 
 
 def variables(run: Run, plain: bool) -> dict[str, Any]:
     """Every variable of the program."""
-    hidden = ("torch", "Twice", "Blind")
-    return {k: state(v, plain) for k, v in run.namespace.items() if k not in hidden and not k.startswith("__")}
+    hidden = ("torch", "Twice", "Blind", "kept")
+    with torch._C.DisableTorchFunctionSubclass():
+        return {k: state(v, plain) for k, v in run.namespace.items() if k not in hidden and not k.startswith("__")}
 
 
 # ---- the ways to run a program
@@ -270,7 +286,7 @@ def check_later_backward(ours: Run, plain: Run) -> None:
             run.namespace["loss"].backward()
             results.append(None)
         except Exception as error:  # noqa: BLE001 - as above
-            results.append((type(error), str(error)))
+            results.append((type(error).__name__, text_of(error)))
     assert results[0] == results[1]
     assert variables(ours, plain=False) == variables(plain, plain=True)
 
