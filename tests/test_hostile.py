@@ -231,7 +231,7 @@ def test_json_is_strict_and_keeps_every_character(report: Report, payload: str) 
     text = report.to_json()
     assert text.isascii()
     data = json.loads(text, parse_constant=pytest.fail)
-    assert data["rows"][1]["name"] == data["findings"][0]["message"] == data["candidates"][0] == payload
+    assert data["rows"][0]["name"] == data["findings"][0]["message"] == data["candidates"][0] == payload
 
 
 @pytest.mark.parametrize("long", [False, True], ids=["rows", "gradients"])
