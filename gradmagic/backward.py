@@ -24,6 +24,7 @@ from .places import Path, Place, Source
 from .raised import told
 from .recorder import Interceptor, Recorder
 from .statistics import Pending, measure
+from .stored import out_of_sight, shape_of, values_of
 
 
 class Ledger:
@@ -174,7 +175,7 @@ class Ledger:
         self._listeners.append(listener)
         start = time.perf_counter()
         try:
-            with torch._C.DisableTorchFunction():
+            with out_of_sight():
                 self._prepare(recorder, listener, done, roots)
             self.journal.interrupted()
             start = time.perf_counter()
@@ -194,7 +195,7 @@ class Ledger:
         self, recorder: Recorder, listener: Listener, done: Pass, roots: Sequence[Tensor], error: BaseException
     ) -> None:
         try:
-            with torch._C.DisableTorchFunction():
+            with out_of_sight():
                 self.log.stopped(done, failure_of(recorder, roots, listener.now_at, error))
         except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
             recorder.fault("backward", fault)
@@ -208,7 +209,7 @@ class Ledger:
             places = [place for root in roots if (place := recorder.place_of(root)) is not None]
             listener.source = self.log.started_from(done, places)
             _note_value(recorder, done, roots)
-            done.shape = tuple(roots[0].shape) if len(roots) == 1 and not roots[0].is_nested else ()
+            done.shape = shape_of(roots[0]) if len(roots) == 1 else ()
             if done.function == "backward":
                 recorder.retain()
                 self._clear(leaves)
@@ -334,7 +335,9 @@ def _results(value: Any) -> Iterator[tuple[int, Tensor | None]]:
 
 def _note_value(recorder: Recorder, done: Pass, roots: Sequence[Tensor]) -> None:
     """Take down the root's value where it is one real number; from a device it comes after the cell."""
-    if len(roots) != 1 or roots[0].is_nested or roots[0].numel() != 1 or roots[0].is_complex() or roots[0].is_meta:
+    if len(roots) != 1 or roots[0].is_nested or roots[0].numel() != 1 or roots[0].is_complex():
+        return
+    if values_of(roots[0]) is None:
         return
     pending = measure(roots[0])
     recorder.backlog.when_known(pending.waiting, partial(_value_arrived, done, pending))

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .statistics import Pending, unbatched
+from .statistics import Pending
+from .stored import is_plain, out_of_sight, unbatched
 
 Owner = tuple[int, int]
 """Index of a place, and which of its occurrences."""
@@ -185,7 +186,7 @@ class _AfterNode:
     def __call__(self, given_on: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
         if self._node is None or self._watch.is_bad(self._key):
             return
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with out_of_sight(), torch.no_grad():
             for gradient in given_on:
                 if gradient is not None and _is_bad(unbatched(gradient)):
                     self._watch.made_bad(self._key, *_where(self._node, gradient, received))
@@ -193,7 +194,7 @@ class _AfterNode:
 
 
 def _is_bad(gradient: Tensor) -> bool:
-    if gradient.layout is not torch.strided or gradient.is_nested or gradient.is_meta:
+    if not is_plain(gradient):
         return False
     # A sum that is finite proves that every element is, in one pass over the data.
     return not bool(gradient.sum().isfinite()) and not bool(gradient.isfinite().all())

@@ -20,6 +20,7 @@ from .births import BirthWatch, Owner
 from .places import InnerNode, Path, Source
 from .recorder import Recorder
 from .statistics import Pending, measure
+from .stored import plain_sizes, shape_of
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _FOLLOWED = 15_000
@@ -293,7 +294,7 @@ class Listener:
         place = self._recorder.places[index]
         if place.unclaimed is None:
             place.unclaimed = InnerNode(known.grad_fn, {})
-        place.unclaimed.shapes[output] = tuple(gradient.shape)
+        place.unclaimed.shapes[output] = shape_of(gradient)
         return self.received_inside(place.unclaimed, output, occurrence, gradient)
 
     def received_inside(self, inner: InnerNode, output: int, occurrence: int, gradient: Tensor) -> Pending | None:
@@ -345,6 +346,6 @@ def shapes_of(node: Any) -> dict[int, tuple[int, ...] | None]:
 
 def _shape(metadata: Any) -> tuple[int, ...] | None:
     try:
-        return tuple(metadata.shape)
+        return plain_sizes(metadata.shape)
     except (RuntimeError, TypeError):
         return None

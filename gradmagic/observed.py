@@ -38,6 +38,7 @@ from .raised import told
 from .recorder import Recorder
 from .records import Location
 from .sources import Site, Sources
+from .stored import values_of
 
 _SMALLEST_SCALE = 16.0
 """A loss times a power of two from here on is taken for loss scaling (a GradScaler starts at 65536)."""
@@ -389,7 +390,9 @@ def _rate(value: Any) -> float:
 
 def weight_sizes(tensors: Sequence[Tensor]) -> list[float]:
     """Root mean square of each tensor's values; one transfer for each device."""
-    norms = [torch.linalg.vector_norm(t.detach().to(torch.promote_types(t.dtype, torch.float32))) for t in tensors]
+    values = [values_of(tensor) for tensor in tensors]
+    plain = [part if part is not None else torch.zeros(()) for part in values]
+    norms = [torch.linalg.vector_norm(part.to(torch.promote_types(part.dtype, torch.float32))) for part in plain]
     by_device: dict[torch.device, list[int]] = {}
     for index, norm in enumerate(norms):
         by_device.setdefault(norm.device, []).append(index)
@@ -397,5 +400,5 @@ def weight_sizes(tensors: Sequence[Tensor]) -> list[float]:
     for indices in by_device.values():
         numbers = torch.stack([norms[index].float() for index in indices]).tolist()
         for index, number in zip(indices, numbers, strict=True):
-            found[index] = number / math.sqrt(max(tensors[index].numel(), 1))
+            found[index] = number / math.sqrt(max(plain[index].numel(), 1))
     return found

@@ -66,25 +66,6 @@ def argument_of(position: Position, args: tuple[Any, ...]) -> tuple[int, int]:
     return (int(position[0]) if plain else -1, len(args))
 
 
-def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """The tensor's shape; -1 for the ragged dimensions of a nested tensor; () where a lazy parameter has none yet."""
-    if tensor.is_nested:
-        return tuple(int(size) if isinstance(size, int) else -1 for size in _nested_sizes(tensor))
-    try:
-        return tuple(tensor.shape)
-    except RuntimeError:
-        if torch.nn.parameter.is_lazy(tensor):
-            return ()
-        raise
-
-
-def _nested_sizes(tensor: Tensor) -> list[Any]:
-    try:
-        return list(tensor.shape)
-    except RuntimeError:  # strided nested tensors have no shape
-        return [tensor.size(0)] + [-1] * (tensor.dim() - 1)
-
-
 def factor_of(name: str, args: tuple[Any, ...]) -> float | None:
     """The number a tensor is multiplied by in ``loss * 1024`` or ``loss / 4``; None where there is none."""
     numbers = [float(argument) for argument in args[:2] if type(argument) in (int, float)]

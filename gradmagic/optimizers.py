@@ -24,6 +24,7 @@ from .curves import GrowingCurve
 from .places import Path, Place
 from .recorder import Recorder
 from .statistics import Waiting, stacked
+from .stored import out_of_sight, values_of
 
 _KEPT = 256
 MEASURED = 2**28
@@ -133,7 +134,7 @@ class OptimizerWatch:
             return
         path = self._recorder.paths.here(1)
         try:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with out_of_sight(), torch.no_grad():
                 self._before(optimizer, path, has_closure=len(args) > 1 or bool(kwargs))
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not keep the optimizer from stepping
             self._recorder.fault("optimizer step", fault)
@@ -166,8 +167,10 @@ class OptimizerWatch:
     def _copy(self, held: Sequence[_Held]) -> None:
         room = MEASURED
         for each in held:
-            data = each.parameter.detach()
-            if each.place is None or data.layout is not torch.strided or data.is_meta or data.numel() > room:
+            if each.place is None or each.parameter.layout is not torch.strided or each.parameter.numel() > room:
+                continue
+            data = values_of(each.parameter)
+            if data is None:
                 continue
             room -= data.numel()
             each.before = _precise(data, copy=True)
@@ -199,7 +202,7 @@ class OptimizerWatch:
         if running is None:
             return
         try:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with out_of_sight(), torch.no_grad():
                 self._after(running)
         except Exception as fault:  # noqa: BLE001 - as above
             self._recorder.fault("optimizer step", fault)
@@ -224,7 +227,7 @@ class OptimizerWatch:
             by_device.setdefault(each.parameter.device, []).append(each)
         for group in by_device.values():
             before = [each.before for each in group if each.before is not None]
-            after = [_precise(each.parameter.detach(), copy=False) for each in group]
+            after = [_precise(now, copy=False) for each in group if (now := values_of(each.parameter)) is not None]
             changes = torch._foreach_norm(torch._foreach_sub(after, before))
             waiting = Waiting(stacked([*torch._foreach_norm(before), *changes]))
             places = [each.place.index for each in group if each.place is not None]

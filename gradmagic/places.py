@@ -16,6 +16,7 @@ from .curves import GrowingSeries
 from .modules import ModuleMark
 from .sources import Site
 from .statistics import Backlog, Pending, PendingActivity
+from .stored import shape_of
 
 
 class Path:
@@ -226,9 +227,8 @@ class Given:
     @classmethod
     def of(cls, tensor: Tensor, place: int | None, argument: tuple[int, int]) -> Self:
         """Describe a tensor."""
-        shape = () if tensor.is_nested else tuple(tensor.shape)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(place, argument, dtype, str(tensor.device), shape, tensor.requires_grad)
+        return cls(place, argument, dtype, str(tensor.device), shape_of(tensor), tensor.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)

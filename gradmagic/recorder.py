@@ -32,7 +32,6 @@ from .operations import (
     factor_of,
     inside_transform,
     op_name,
-    shape_of,
     takes_shape_only,
     tensors_in,
 )
@@ -40,6 +39,7 @@ from .paths import Paths, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
 from .raised import told
 from .statistics import ACTIVATIONS, Backlog, activity, measure
+from .stored import is_closed, is_watched, plain_sizes, shape_of
 
 
 class Watcher(Protocol):
@@ -69,6 +69,8 @@ _FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
 _KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 _FAULTS = 100
+_WORDS = 200
+"""So many letters of an error are kept."""
 _SWEEP_AT = 20_000
 DEEPEST = 20_000
 """Autograd nodes deeper than this are left alone.
@@ -179,7 +181,7 @@ class Recorder(TorchFunctionMode):
 
     def fault(self, what: str, error: Exception) -> None:
         """Something of ours failed: it is disclosed in the report."""
-        text = f"{what}: {told(error)}"
+        text = f"{what}: {_first_words(told(error))}"
         if text in self.faults or len(self.faults) < _FAULTS:
             self.faults[text] = self.faults.get(text, 0) + 1
 
@@ -638,7 +640,7 @@ class Recorder(TorchFunctionMode):
         self._describe(place, tensor)
         self._remember(tensor, place, occurrence)
         if self.with_values and not place.transformed and not tensor.is_quantized:
-            place.see_values(measure(tensor if place.is_floating else tensor.to(torch.float64)), occurrence)
+            place.see_values(measure(tensor), occurrence)
         if self._depth > DEEPEST and tensor.requires_grad:
             # The operation's last node is the newest there is; so its number is known without a look at it.
             newest = torch._C._autograd._get_sequence_nr() - 1
@@ -694,7 +696,7 @@ class Recorder(TorchFunctionMode):
         place.requires_grad = place.input_requires_grad = place.is_floating = True
         place.grad_fn = node.name()
         metadata = node._input_metadata[0]
-        place.shape, place.dtype = tuple(metadata.shape), str(metadata.dtype).removeprefix("torch.")
+        place.shape, place.dtype = plain_sizes(metadata.shape), str(metadata.dtype).removeprefix("torch.")
         node.metadata[self.mark] = {0: (place.index, place.count - 1)}
         if place.count == 1:
             self._stand_in_order(place, node)
@@ -736,6 +738,8 @@ class Recorder(TorchFunctionMode):
     def _retain(self, tensor: Tensor, entry: Entry) -> None:
         if tensor.layout is not torch.strided or (entry.place is not None and entry.place.transformed):
             return  # retain_grad on a sparse CSR tensor makes backward itself raise
+        if is_watched() or is_closed(tensor):
+            return  # to keep a gradient, PyTorch clones it, and a mode or class of the person's would see that
         try:
             tensor.retain_grad()
         except RuntimeError as error:
@@ -748,6 +752,12 @@ def _tells_its_history(tensor: Tensor) -> bool:
         return tensor.is_leaf or tensor.grad_fn is not None
     except RuntimeError:
         return False
+
+
+def _first_words(text: str) -> str:
+    """What an error says first: PyTorch's go on with a list of every backend there is."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= _WORDS else f"{line[:_WORDS].rstrip()}…"
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:

@@ -90,6 +90,11 @@ class GradStats:
     numel: int
     values: tuple[float | complex, ...] | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """False where the gradient has no numbers that can be seen (on the meta device, fake...); then all are NaN."""
+        return self.norm == self.norm or bool(self.nan_count)
+
 
 @dataclass(frozen=True, slots=True)
 class InnerStep:

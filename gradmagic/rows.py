@@ -30,6 +30,7 @@ from .recorder import Recorder
 from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
 from .sources import Sources
 from .statistics import measure
+from .stored import values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,7 @@ def _link_adopted(place: Place, places: Sequence[Place], naming: Naming, flow: D
 def _alive(place: Place) -> Tensor | None:
     """A tensor that still exists and has values to look at."""
     tensor = place.ref() if place.ref is not None and not place.transformed else None
-    if tensor is None or tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+    if tensor is None or tensor.layout is not torch.strided or values_of(tensor) is None or not tensor.numel():
         return None
     return tensor  # type: ignore[no-any-return]  # TensorWeakRef carries no type of what it gives
 

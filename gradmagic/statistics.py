@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .records import GradStats
+from .stored import is_plain, out_of_sight, values_of
 
 VALUES_LIMIT = 6
 """Gradients of up to this many elements show their values."""
@@ -138,44 +139,31 @@ def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
     """Statistics of a gradient: five reductions, in the gradient's own precision (at least float32).
 
     The norm is ``torch.linalg.vector_norm``, so for float32 and float64 it equals ``gradient.norm()`` bit for bit.
-    Complex gradients are described by their magnitudes, sparse ones by their stored values, and those of a whole batch
-    (``is_grads_batched``) by all of them together.
+    Complex gradients are described by their magnitudes, those of a whole batch (``is_grads_batched``) by all of them
+    together, others by the values they store; see `values_of`.
 
     Args:
         gradient: the gradient, as a hook received it.
         layout: strides of the ``.grad`` it will be stored in, where they are known.
     """
-    with torch._C.DisableTorchFunction():
-        data = _as_stored(_dense(unbatched(gradient).detach()), layout)
-        numel = data.numel()
-        shown = data.reshape(-1) if numel <= VALUES_LIMIT and not data.is_meta else None
-        reduced = _reduce(data) if numel and not data.is_meta else None
-        if data.device.type == "cpu":
-            numbers = [number.item() for number in reduced] if reduced is not None else None
-            return Pending.known(_stats(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
-        if reduced is None:
-            return Pending.known(_stats(None, numel, tuple(shown.tolist()) if shown is not None else None))
-        kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
-        return Pending(Waiting(_stacked(reduced, shown)), numel, kind if shown is not None else None)
+    with out_of_sight():
+        values = values_of(gradient)
+        if values is None:
+            return Pending.known(_stats(None, gradient.numel(), None))
+        return _measured(_as_stored(values, layout))
 
 
-def unbatched(gradient: Tensor) -> Tensor:
-    """The whole batch behind a tensor that stands for each of its items, whose values cannot be asked for."""
-    while torch._C._functorch.is_batchedtensor(gradient):
-        gradient = torch._C._functorch.get_unwrapped(gradient)
-    if torch._C._functorch.is_legacy_batchedtensor(gradient):
-        # ``autograd.grad(is_grads_batched=True)`` has a vmap of its own, which does not nest: its level is the first.
-        return torch._remove_batch_dim(gradient, 1, 1, 0)
-    return gradient
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    if gradient.layout is torch.strided:
-        # Some second derivatives are zeros without memory, which cannot be read.
-        return gradient.clone() if gradient._is_zerotensor() else gradient
-    if gradient.layout is torch.sparse_coo:
-        return gradient.coalesce().values()
-    return gradient.values()
+def _measured(data: Tensor) -> Pending:
+    if not data.is_floating_point() and not data.is_complex():
+        data = data.to(torch.float64)
+    numel = data.numel()
+    shown = data.reshape(-1) if numel <= VALUES_LIMIT else None
+    reduced = _reduce(data) if numel else None
+    if data.device.type == "cpu" or reduced is None:
+        numbers = [number.item() for number in reduced] if reduced is not None else None
+        return Pending.known(_stats(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
+    kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
+    return Pending(Waiting(_stacked(reduced, shown)), numel, kind if shown is not None else None)
 
 
 def stacked(numbers: Sequence[Tensor]) -> Tensor:
@@ -307,9 +295,13 @@ def activity(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result
     Returns:
         None where the call is no activation function (``clamp`` with other bounds) or has nothing to count.
     """
-    data = result.detach()
-    if data.layout is not torch.strided or data.is_nested or data.is_meta or not data.numel() or data.is_complex():
+    if not is_plain(result) or not result.numel() or result.is_complex():
         return None
+    with out_of_sight():
+        return _activity(name, args, kwargs, result.detach())
+
+
+def _activity(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], data: Tensor) -> PendingActivity | None:
     if name == "softmax":
         return _softmax_activity(args, kwargs, data)
     off = _off(name, args, kwargs, data)

@@ -35,6 +35,7 @@ from .records import Coverage
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
+from .stored import behind_modes, out_of_sight, shape_of
 from .tasks import TaskRecorder
 
 __all__ = ["CellSource", "trace"]
@@ -278,20 +279,20 @@ class _Finish:
 
     def report(self) -> Report:
         """Everything that is left to do, in order."""
-        with torch._C.DisableTorchFunction():  # a mode of the person's around us has no business with our calls
+        with out_of_sight():  # a mode of the person's around us has no business with our calls
             namespace = self._look()
         try:
             self._run_backward(namespace)
         except KeyboardInterrupt as caught:
             self.interrupt = caught  # goes on to the person once the report is made
-        with torch._C.DisableTorchFunction():
+        with out_of_sight():
             self._state.ledger.book.end_turn()
             report = self._assembled(namespace)
         return report  # noqa: RET504 - from inside the `with`, an interrupt could come before its exit
 
     def so_far(self) -> Report:
         """What was recorded until now, while the block runs on."""
-        with torch._C.DisableTorchFunction():
+        with out_of_sight():
             report = self._assembled(self._look())
         errors = [finding for finding in report.findings if finding.severity == "error"]
         return replace(report, findings=errors, running=True)
@@ -344,7 +345,7 @@ class _Finish:
         if used is not None:
             self._why = used
             return
-        with torch._C.DisableTorchFunction():
+        with behind_modes():
             ledger.run(choice.root)
         self._guest = ledger.log.kept[-1].error is None
 
@@ -352,7 +353,7 @@ class _Finish:
         if self._backward != "auto":
             return RootChoice(self._evaluate(namespace))
         offered = self._offered if isinstance(self._offered, Tensor) else None
-        with torch._C.DisableTorchFunction():
+        with out_of_sight():
             choice = choose_root(offered, namespace.tensors, self._state.recorder)
         if choice.root is None:
             self._why = self._why_no_root(namespace)
@@ -375,7 +376,7 @@ class _Finish:
         elif not value.requires_grad:
             self._why = NoRoot("root_without_graph", expression)
         elif value.numel() != 1:
-            self._why = NoRoot("not_scalar", expression, tuple(value.shape))
+            self._why = NoRoot("not_scalar", expression, shape_of(value))
         else:
             return value
         return None
@@ -414,7 +415,7 @@ class _Finish:
         if last is None or last.grad_fn is None or last.numel() == 1:
             self._cut_root = self._scalar_without_graph(namespace)
             return NoRoot("no_root")
-        return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), tuple(last.shape))
+        return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), shape_of(last))
 
     def _scalar_without_graph(self, namespace: Namespace) -> int | None:
         """Place of the last number that this block made and that would be the loss, had its way not been cut."""

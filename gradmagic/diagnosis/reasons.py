@@ -161,6 +161,8 @@ def _stored_note(row: RowFacts) -> str:
         return "only `autograd.grad` ran through it, which stores nothing in `.grad`"
     if row.taken:
         return "a hook after accumulation took `.grad` (`register_post_accumulate_grad_hook`)"
+    if row.grad is not None and not row.grad.is_known:
+        return "a gradient without numbers to show: meta, fake, or of a class with its own `__torch_dispatch__`"
     return _activity_note(row)
 
 

@@ -83,6 +83,8 @@ def _grad(row: TensorRow, scale: LogScale, norms: tuple[str, ...]) -> GradView:
     grad = row.grad
     if grad is None:
         return GradView(style="error" if is_surprise(row) else "dim")
+    if not grad.is_known:
+        return GradView(norm="–", style="dim")
     if norms:
         return GradView(norm=short(grad.norm), style="plain", norms=norms)  # extremes of which loss would they be?
     return GradView(

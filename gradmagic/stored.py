@@ -1,0 +1,135 @@
+"""What a tensor of any kind holds: its sizes, its numbers, and how to compute with them out of the person's sight.
+
+A mode or tensor subclass of the person's that takes part in dispatch (``__torch_dispatch__``) sees every operation,
+ours included; so ours are made where neither is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+_NO_DISPATCH = Tensor.__torch_dispatch__
+
+
+def out_of_sight() -> AbstractContextManager[Any]:
+    """While this is entered, no mode and no profiler of the person's sees our torch calls."""
+    if is_watched():
+        return _behind_everything()
+    return torch._C.DisableTorchFunction()
+
+
+def is_watched() -> bool:
+    """Whether a mode or profiler of the person's sees every operation, also those of backward itself."""
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._autograd._profiler_enabled()
+
+
+@contextmanager
+def behind_modes() -> Iterator[None]:
+    """As `out_of_sight`, but subclasses of the person's do their part, so that backward can run."""
+    with torch._C.DisableTorchFunction(), _unprofiled(), _disable_current_modes():
+        yield
+
+
+@contextmanager
+def _behind_everything() -> Iterator[None]:
+    with torch._C.DisableTorchFunction(), _unprofiled(), torch._C._DisableTorchDispatch():
+        yield
+
+
+@contextmanager
+def _unprofiled() -> Iterator[None]:
+    if not torch._C._autograd._profiler_enabled():
+        yield
+        return
+    torch._C._autograd._enable_record_function(False)
+    try:
+        yield
+    finally:
+        torch._C._autograd._enable_record_function(True)
+
+
+def is_opaque(tensor: Tensor) -> bool:
+    """Whether a tensor's class takes part in dispatch, so that every operation on it runs code of that class."""
+    kind = type(tensor)
+    return kind is not Tensor and kind.__torch_dispatch__ is not _NO_DISPATCH
+
+
+def is_closed(tensor: Tensor) -> bool:
+    """Whether it is opaque, and does not even say what it is made of."""
+    return is_opaque(tensor) and not hasattr(tensor, "__tensor_flatten__")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is strided memory that can be read without anybody noticing."""
+    return not is_opaque(tensor) and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's shape; see `plain_sizes`."""
+    try:
+        sizes: tuple[Any, ...] = tuple(tensor.shape)
+    except RuntimeError:  # a strided nested tensor has none, and a lazy module's parameter none before its first use
+        sizes = (tensor.size(0), *[None] * (tensor.dim() - 1)) if tensor.is_nested else ()
+    return plain_sizes(sizes) if tensor.is_meta or tensor.is_nested or is_opaque(tensor) else sizes
+
+
+def plain_sizes(sizes: Iterable[Any]) -> tuple[int, ...]:
+    """Sizes as numbers; -1 for one that is ragged, or only a symbol (``torch.export`` with dynamic shapes)."""
+    return tuple(size if type(size) is int else -1 for size in sizes)
+
+
+def values_of(tensor: Tensor) -> Tensor | None:
+    """The numbers a tensor stores, without its history: of a sparse one coalesced, of a nested one in a row.
+
+    Those of a subclass that says what it is made of (``__tensor_flatten__``: `DTensor`, jagged tensors) are the
+    numbers of these parts, here and now. None where there are none (meta and fake tensors), or where only the class
+    itself could tell.
+    """
+    if is_opaque(tensor):
+        return _values_of_parts(tensor)
+    tensor = unbatched(tensor)
+    if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    data = tensor.detach()
+    if data.layout is torch.strided:
+        if data._is_zerotensor():
+            return data.clone()  # some second derivatives are zeros without memory, which cannot be read
+        return _in_a_row(data.unbind()) if data.is_nested else data if _has_memory(data) else None
+    if data.layout is torch.sparse_coo:
+        return data.coalesce().values()
+    return data.to_dense() if data.is_mkldnn else data.values()
+
+
+def unbatched(gradient: Tensor) -> Tensor:
+    """The whole batch behind a tensor that stands for each of its items, whose values cannot be asked for."""
+    while torch._C._functorch.is_batchedtensor(gradient):
+        gradient = torch._C._functorch.get_unwrapped(gradient)
+    if torch._C._functorch.is_legacy_batchedtensor(gradient):
+        # ``autograd.grad(is_grads_batched=True)`` has a vmap of its own, which does not nest: its level is the first.
+        return torch._remove_batch_dim(gradient, 1, 1, 0)
+    return gradient
+
+
+def _values_of_parts(tensor: Any) -> Tensor | None:
+    if is_closed(tensor):
+        return None
+    names, _ = tensor.__tensor_flatten__()
+    found = [values_of(part) for name in names if isinstance(part := getattr(tensor, name), Tensor)]
+    parts = [part for part in found if part is not None and (part.is_floating_point() or part.is_complex())]
+    parts = [part for part in parts if part.numel()] or parts[:1]
+    return parts[0] if len(parts) == 1 else _in_a_row(parts)
+
+
+def _has_memory(data: Tensor) -> bool:
+    """Whether the memory is there: FSDP takes it from parameters that are not in use, and to read them would crash."""
+    return not data.numel() or data.untyped_storage().nbytes() > 0
+
+
+def _in_a_row(parts: Any) -> Tensor | None:
+    return torch.cat([part.reshape(-1) for part in parts]) if parts else None
