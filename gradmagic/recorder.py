@@ -217,9 +217,12 @@ class Recorder(TorchFunctionMode):
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # dynamo follows the code up to here and takes in the call alone
+            return func(*args, **kwargs)
         frame = sys._getframe(1)
         call = self._calls.by(frame)
-        if self._resting and self._still_rests(frame):
+        if torch._C._get_tracing_state() is not None or (self._resting and self._still_rests(frame)):
+            # While torch.jit.trace takes down what is called, what we look at would get into its graph.
             return call(func, args, kwargs)
         interceptor = None if inside_transform() else self._interceptors.get(func)
         try:

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import modules as _our_module
 from .backward import Ledger, RootChoice, choose_root, is_scalar
 from .calls import straighten
+from .compiled import RunningEagerly
 from .diagnosis.facts import NoRoot
 from .ending import Ending
 from .fused import FusedCalls
@@ -212,7 +213,7 @@ class _Running:
         self.ledger = ledger
         self.sources = sources
         self.start = time.perf_counter()
-        self._stance: Any = None
+        self.eagerly = RunningEagerly()
         self.variables = variables
         self.optimizers = OptimizerWatch(recorder, ledger.book)
         self.fused = FusedCalls(recorder)
@@ -220,19 +221,10 @@ class _Running:
 
     def enter(self) -> None:
         """Begin to record."""
-        self._run_eagerly()
+        self.eagerly.start()
         self.optimizers.start()
         self.fused.start(self.variables.now())
         self.recorder.start()
-
-    def _run_eagerly(self) -> None:
-        """Compiled modules run eagerly while tracing: a mode would force a recompile, and hide what is inside.
-
-        Only where something was compiled: asking imports torch._dynamo, which takes seconds.
-        """
-        if "torch._dynamo" in sys.modules:
-            self._stance = torch._dynamo.eval_frame._stance
-            torch.compiler.set_stance("force_eager")
 
     def leave(self) -> None:
         """Stop recording. Once more does no harm, and finishes what an interrupt kept from being done."""
@@ -240,9 +232,7 @@ class _Running:
         self.fused.stop()
         self.optimizers.stop()
         self.ledger.hang_up()
-        if self._stance is not None:
-            torch._dynamo.eval_frame._set_stance(self._stance)
-            self._stance = None
+        self.eagerly.stop()
 
     def release(self) -> None:
         """Let go of everything that only mattered until the report was made."""

@@ -35,7 +35,7 @@ LAYERS = (
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},
-    {"tracing", "live"},
+    {"tracing", "live", "compiled"},
     {"cell", "awaiting", "magic"},
 )
 """A module imports from its own layer and from those above it in this list (and in no circle)."""
