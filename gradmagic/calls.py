@@ -52,6 +52,20 @@ def _is_ours(frame: FrameType) -> bool:
     return frame.f_code.co_name == CALL_NAME or str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
 
 
+def without_our_lines(stack: list[str]) -> list[str]:
+    """What `traceback.format_stack` gave (anomaly mode keeps it with each autograd node), without lines of ours."""
+    kept: list[str] = []
+    for entry in stack:
+        where = entry.partition("\n")[0]
+        if where.endswith(f", in {CALL_NAME}"):
+            kept.pop()  # the recorder's own line
+            if kept and kept[-1].partition("\n")[0].endswith(f", in {_HANDLER.co_name}"):
+                del kept[-2:]  # a function of PyTorch that is written in Python asks for the recorder, then starts anew
+        else:
+            kept.append(entry)
+    return kept
+
+
 def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback from its first frame on that is not gradmagic's."""
     while traceback is not None and _is_ours(traceback.tb_frame):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from .births import BirthWatch, Owner
+from .calls import without_our_lines
 from .places import InnerNode, Path, Source
 from .recorder import Recorder
 from .statistics import Pending, measure
@@ -178,6 +179,8 @@ class Listener:
         for root in roots:
             self._recorder.used(root, self._path)
         self._take_in_persons(steps)
+        if torch.is_anomaly_enabled():
+            _tell_persons_lines(steps)
         leaves: list[Tensor] = []
         self.watch = BirthWatch({key: step.consumers for key, step in steps.items()})
         owners = self._owners
@@ -326,6 +329,14 @@ def _node_of(tensor: Tensor) -> Any:
     from torch.autograd.graph import get_gradient_edge
 
     return get_gradient_edge(tensor).node
+
+
+def _tell_persons_lines(steps: dict[int, Step]) -> None:
+    """When anomaly mode tells where an operation was called, it is the person's code that it names."""
+    for step in steps.values():
+        stack = step.node.metadata.get("traceback_")
+        if isinstance(stack, list):
+            stack[:] = without_our_lines(stack)
 
 
 def _name_of(node: Any) -> str:

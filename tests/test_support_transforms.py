@@ -860,6 +860,24 @@ with torch.autograd.set_detect_anomaly(True):
     loss = y.sum()
     loss.backward()
 """,
+    "anomaly nan": """
+torch.autograd.set_detect_anomaly(True)
+try:
+    w = torch.zeros(3, requires_grad=True)
+    y = w.sqrt() * 0
+    loss = y.sum()
+    loss.backward()
+finally:
+    torch.autograd.set_detect_anomaly(False)
+""",
+    "anomaly module nan": """
+net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+x = torch.randn(5, 4)
+with torch.autograd.detect_anomaly():
+    y = net(x)
+    z = torch.sqrt(y * 0)
+    z.sum().backward()
+""",
     "dataloader": """
 from torch.utils.data import DataLoader, TensorDataset
 ds = TensorDataset(torch.randn(8, 4), torch.randint(0, 3, (8,)))
@@ -1124,3 +1142,18 @@ def test_a_trace_function_of_the_persons_sees_the_same_lines() -> None:
     report, namespace = run_traced(source)
     assert namespace["lines"] == plain["lines"] == {6, 7, 8}
     assert report["w"].grad.values == (2.0, 2.0)
+
+
+def test_anomaly_mode_tells_the_persons_lines_when_backward_runs_after_the_trace() -> None:
+    """The trace has walked the graph, and has taken its own lines out."""
+    with torch.autograd.set_detect_anomaly(True), pytest.warns(UserWarning, match="mode will increase"):
+        torch.autograd.detect_anomaly()
+    with torch.autograd.set_detect_anomaly(True):
+        report, namespace = run_traced(
+            "w = torch.ones(2, requires_grad=True)\nh = torch.nn.functional.relu(w)\nloss = h.sum()\n"
+        )
+        told = "".join(namespace["h"].grad_fn.metadata["traceback_"])
+    assert report["h"].grad is not None
+    assert "gradmagic" not in told
+    assert "gradtrace" not in told
+    assert "torch.nn.functional.relu(w)" in told
