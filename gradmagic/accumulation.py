@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .guest import guest_of
 from .places import Path, Place, Source
+from .recorder import Recorder
 from .statistics import Pending, measure
 
 BEFORE_THE_CELL = -1
@@ -200,6 +201,17 @@ class GradientBook:
         """The gradients that are there have been measured, and left as they are."""
         for account in self.accounts.values():
             account.is_read = account.is_read or account.is_fresh
+
+
+def given_unseen(recorder: Recorder) -> Tensor | None:
+    """A leaf with a ``.grad`` that it had not when it was first seen, and that nothing seen has put there, or None."""
+    for tensor, entry in recorder.alive():
+        place = entry.place
+        if place is None or not place.bare or place.given or place.transformed or not tensor.is_leaf:
+            continue
+        if tensor.grad is not None and guest_of(tensor) is None:
+            return tensor
+    return None
 
 
 def _held(leaf: Tensor) -> Pending | None:

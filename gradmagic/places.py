@@ -93,6 +93,7 @@ class Place:
         "activity",
         "adopted",
         "aliases",
+        "bare",
         "changed",
         "cleared",
         "constant_use",
@@ -181,6 +182,8 @@ class Place:
         """For a view that was changed in place: the new version of what it is a view of."""
         self.cleared: tuple[int, Path] | None = None
         """When and where its ``.grad`` was last set to None."""
+        self.bare = False
+        """A leaf whose ``.grad`` was None when it was first seen."""
         self.given = False
         """Somebody put a gradient into its ``.grad`` by other means than backward."""
         self.read = False

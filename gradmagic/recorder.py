@@ -666,6 +666,8 @@ class Recorder(TorchFunctionMode):
         place.grad_enabled = torch.is_grad_enabled()
         place.inference = tensor.is_inference()
         place.transformed = inside_transform()
+        if place.is_leaf and place.requires_grad:
+            place.bare = tensor.grad is None
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)

@@ -19,6 +19,7 @@ import typing_extensions  # PyTorch requires it: its decorator stands around wha
 from torch import Tensor
 
 from . import modules as _our_module
+from .accumulation import given_unseen
 from .backward import Ledger, RootChoice, choose_root, is_scalar
 from .calls import straighten
 from .compiled import RunningEagerly
@@ -326,6 +327,11 @@ class _Finish:
             self._why = None if ledger.log.count else NoRoot("cell_failed")
             return
         if self._backward == "none" or (self._backward == "auto" and ledger.ran_by_cell):
+            return
+        with out_of_sight():
+            unseen = given_unseen(self._state.recorder) if self._backward == "auto" else None
+        if unseen is not None:
+            self._why = NoRoot("ran_elsewhere", namespace.name_of(unseen) or "A leaf")
             return
         choice = self._choose(namespace)
         if choice.root is None:

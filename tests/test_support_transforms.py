@@ -1157,3 +1157,29 @@ def test_anomaly_mode_tells_the_persons_lines_when_backward_runs_after_the_trace
     assert "gradmagic" not in told
     assert "gradtrace" not in told
     assert "torch.nn.functional.relu(w)" in told
+
+
+@pytest.mark.parametrize(
+    "target", ["l.backward", "lambda: (w * 3).sum().backward()"], ids=["of the cell", "of its own"]
+)
+def test_a_backward_that_a_thread_runs_is_disclosed_and_none_is_added(target: str) -> None:
+    """`.grad` is that of the thread's backward, as without gradtrace, and nothing is called an error."""
+    report, namespace = run_traced(
+        "import threading\nw = torch.ones(2, requires_grad=True)\nl = (w * 3).exp().log().sum()\n"
+        f"thread = threading.Thread(target={target})\nthread.start()\nthread.join()\n"
+    )
+    torch.testing.assert_close(namespace["w"].grad, torch.tensor([3.0, 3.0]))
+    assert [found.kind for found in report.findings] == ["ran_elsewhere"]
+    assert "`w`" in report.findings[0].message
+    assert not report.passes
+
+
+def test_a_gradient_that_was_there_or_is_given_by_hand_is_no_sign_of_a_backward() -> None:
+    """Gradtrace adds its own, as always."""
+    w = torch.ones(2, requires_grad=True)
+    w.grad = torch.ones(2)
+    report, namespace = run_traced(
+        "v = torch.ones(2, requires_grad=True)\nv.grad = w.grad\nloss = (w * v).sum()\n", w=w
+    )
+    assert [done.run_by for done in report.passes] == ["gradtrace"]
+    assert namespace["v"].grad.tolist() == [2.0, 2.0]

@@ -75,6 +75,12 @@ _NO_ROOT = {
         "",
         "info",
     ),
+    "ran_elsewhere": (
+        "No backward was added: the cell has run one where gradtrace cannot look, such as in a thread that it started. "
+        "`{subject}` has a gradient from there; the table has none.",
+        "Run backward in the cell's own thread.",
+        "info",
+    ),
     "graph_used_up": (
         "No backward was added: the cell's own `{by}` ({where}) had already used up the graph of `{subject}`. "
         "Its gradients are in the table.",
