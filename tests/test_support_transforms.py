@@ -1039,13 +1039,14 @@ assert run.report["w"].grad is not None
 @pytest.mark.parametrize(
     ("cell", "check"),
     [
-        (COMPILED.format(options="") + USED, AS_PLAIN),
+        pytest.param(COMPILED.format(options="") + USED, AS_PLAIN, marks=pytest.mark.slow),
         (COMPILED.format(options=", fullgraph=True") + USED, AS_PLAIN),
-        (
+        pytest.param(
             "x, w = torch.ones(5, 4), torch.ones(4, 3, requires_grad=True)\n"
             "(loss,) = [torch.cond(x.sum() > 0, lambda w: (x @ w).sin().sum(), lambda w: w.cos().sum(), (w,))]\n",
             "import math\nassert run.report['w'].grad.values is None\n"
             "assert abs(run.report['w'].grad.max - 5 * math.cos(4)) < 1e-5",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["compiled", "fullgraph", "cond"],
