@@ -26,6 +26,7 @@ from IPython.display import display
 
 from .awaiting import AwaitTransformer
 from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
+from .raised import told_briefly
 
 if TYPE_CHECKING:
     from .report import Report
@@ -293,7 +294,7 @@ def _options(parser: Any, words: list[str]) -> Options:
     options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
     _check_backward(options.backward)
     if options.output is not None and (not options.output.isidentifier() or keyword.iskeyword(options.output)):
-        raise UsageError(f"-o/--output: {options.output} is no name a variable can have")
+        raise UsageError(f"-o/--output: {options.output!r} is no name a variable can have")
     if options.rows is not None and options.rows < 1:
         raise UsageError(f"--rows must be at least 1, not {options.rows}")
     _check_quiet(options)
@@ -372,11 +373,11 @@ def _deliver(shell: InteractiveShell, run: trace, options: Options, screen: _Scr
 def _apology(error: Exception, output: str | None, *, made: bool) -> str:
     """One line: what went wrong in gradmagic, where, and how to see more."""
     places = extract_tb(error.__traceback__)
-    where = f", {PurePath(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    where = f", {ascii(PurePath(places[-1].filename).name)[1:-1]}:{places[-1].lineno}" if places else ""
     again = f"print({output})" if output else "%%gradtrace -o report, then print(report)"
     return (
         f"gradmagic: the report could not be {'shown' if made else 'made'} "
-        f"({type(error).__name__}: {error}{where}). The cell itself ran as always."
+        f"({told_briefly(error)}{where}). The cell itself ran as always."
         + (f" For the details: {again}" if made else "")
     )
 
