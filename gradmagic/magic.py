@@ -140,6 +140,7 @@ def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
             value = code.run()
             run.offer(value)
     finally:
+        run.close()  # has nothing to do, unless an interrupt came before the first line of the trace's own exit
         _deliver(shell, run, options, screen)
     return value if code.shown else None
 
@@ -155,6 +156,7 @@ async def _run_awaiting(shell: InteractiveShell, code: Cell, options: Options) -
                 value = await code.run_awaiting()
                 run.offer(value)
         finally:
+            run.close()  # as above
             left_behind.deliver()
     except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
         pass_on(shell, error)
