@@ -453,6 +453,7 @@ LIBRARY = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("source", "name"), LIBRARY)
 def test_a_librarys_model_gives_plain_pytorchs_results(source: Callable[[str], Any], name: str) -> None:
     """With random weights: in train and eval mode, in training steps in the cell, and in those of a later cell."""

@@ -58,6 +58,7 @@ def test_a_module_does_the_same_traced(info: ModuleInfo, training: bool) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("info", "training"), CASES)
 def test_a_module_does_the_same_traced_in_every_sample(info: ModuleInfo, training: bool, dtype: torch.dtype) -> None:
