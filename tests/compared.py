@@ -146,10 +146,13 @@ class _watched:
     def __enter__(self) -> None:
         torch.manual_seed(_SEED)
         self._caught = self._catching.__enter__()
+        self._always = torch.is_warn_always_enabled()
+        torch.set_warn_always(True)  # PyTorch says some things once in a process: the second run would miss them
         warnings.simplefilter("always")
 
     def __exit__(self, kind: Any, error: Any, where: Any) -> bool:
         self._catching.__exit__(kind, error, where)
+        torch.set_warn_always(self._always)
         self._run.random = torch.get_rng_state()
         self._run.said = [(warning.category.__name__, str(warning.message)) for warning in self._caught]
         if error is not None:
