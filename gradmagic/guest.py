@@ -73,7 +73,8 @@ class GuestParty:
         if tensor.is_leaf:
             self._leaves.add(guest)
             self._before_step = self._before_step or _BeforeStep(self)
-        tensor.grad = gradient
+        if tensor.grad is not gradient:  # PyTorch refuses to be given some of the gradients that it makes itself
+            tensor.grad = gradient
 
     def leave(self) -> None:
         """All leaves' guests leave."""
