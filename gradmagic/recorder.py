@@ -146,6 +146,8 @@ class Recorder(TorchFunctionMode):
         self._sequence: list[tuple[int, int]] = []
         """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
         self._first_node: int = torch._C._autograd._get_sequence_nr()
+        self._transformed = (0, 0)
+        """Sequence numbers between which transforms of torch.func have made nodes."""
 
     def start(self) -> None:
         """Begin recording."""
@@ -521,12 +523,17 @@ class Recorder(TorchFunctionMode):
         else:
             place = self._adopted_place(path, tensor, argument)
             place.adopted = argument
-            place.made_unseen = self.made_here(tensor)
+            place.made_unseen = self.made_here(tensor) and not self._made_in_transform(node)
         place.op = name
         self._occurrence(place, tensor)
         if node is not None and place.count == 1:
             self._stand_in_order(place, node)
         return place
+
+    def _made_in_transform(self, node: Any) -> bool:
+        """Whether a node was made while a transform of torch.func ran: what happens inside has rows of its own."""
+        first, last = self._transformed
+        return first <= node._sequence_nr() < last
 
     def _adopted_place(self, path: Path, tensor: Tensor, argument: tuple[int, int]) -> Place:
         """A place for a tensor that was not seen at its birth.
@@ -649,8 +656,12 @@ class Recorder(TorchFunctionMode):
             newest = torch._C._autograd._get_sequence_nr() - 1
             self._deep.setdefault(newest, {})[tensor.output_nr] = (place.index, occurrence)
             return
+        if place.transformed:
+            newest = torch._C._autograd._get_sequence_nr()
+            self._transformed = (self._transformed[0] or (self._sequence[-1][0] if self._sequence else 1), newest)
+            return
         node = tensor.grad_fn
-        if node is not None and not place.transformed:
+        if node is not None:
             self._mark(node, tensor, place, occurrence)
             if not occurrence and place.adopted is None:
                 self._sequence.append((node._sequence_nr(), place.index))

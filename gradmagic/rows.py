@@ -146,7 +146,7 @@ class Assembler:
             alive=last.ref is not None and last.ref() is not None,
             bound_now=naming.is_bound(last),
             adopted=last.adopted is not None,
-            made_unseen=last.made_unseen,
+            made_unseen=last.made_unseen and bool(last.inner),
             leaves_torch=last.leaves_torch,
             by_library=bool(last.path.sites) and self._sources.is_library(last.path.sites[0].code),
             grad_enabled=last.grad_enabled,

@@ -51,7 +51,7 @@ class RowFacts:
         alive: the tensor still exists.
         bound_now: a variable of the person leads to it at the end.
         adopted: it was there before the cell, or unseen code made it.
-        made_unseen: unseen code made it while the cell ran.
+        made_unseen: unseen code made it while the cell ran, by steps that have no rows.
         leaves_torch: no tensor but a number, list or array: what ``.item()`` and the like gave. It is no row.
         by_library: code of a library, not of the person's, called the operation.
         grad_enabled: False when it was made under ``torch.no_grad()``.

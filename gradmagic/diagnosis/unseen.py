@@ -48,7 +48,7 @@ def _made_unseen(run: RunFacts) -> Iterator[Finding]:
         kind="made_unseen",
         severity="info",
         message=f"{listed(labels)} {'were' if several else 'was'} made where gradtrace cannot look: in TorchScript, in a "
-        "C++ extension, in a torch.func transform, or in another thread. What lies inside has no rows of its own; `--all` lists it as inner steps.",
+        "C++ extension, or in another thread. What lies inside has no rows of its own; `--all` lists it as inner steps.",
         location=run.rows[rows[0]].location,
         rows=tuple(rows),
     )
