@@ -16,6 +16,11 @@ class _Eager:
     skip_guard_eval_unsafe = False
     backend = None
 
+    def __init__(self, before: Any) -> None:
+        self.before = before
+        self.users: set[int] = set()
+        """The traces that want it. Those of several tasks may overlap, and the first to begin be the first to end."""
+
     @property
     def stance(self) -> str:
         from torch._dynamo import config
@@ -30,20 +35,26 @@ class RunningEagerly:
     """
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._eager: _Eager | None = None
 
     def start(self) -> None:
         """Take the stance."""
         if "torch._dynamo" in sys.modules:
             from torch._dynamo import eval_frame
 
-            self._before = eval_frame._stance
-            eval_frame._set_stance(_Eager())  # type: ignore[arg-type]  # the same attributes, one of them computed
+            current: Any = eval_frame._stance
+            self._eager = current if isinstance(current, _Eager) else _Eager(current)
+            self._eager.users.add(id(self))
+            eval_frame._set_stance(self._eager)  # type: ignore[arg-type]  # the same attributes, one of them computed
 
     def stop(self) -> None:
         """Take the stance from before. Once more does no harm, and finishes what an interrupt kept from being done."""
-        if self._before is not None:
-            from torch._dynamo import eval_frame
+        if self._eager is None:
+            return
+        from torch._dynamo import eval_frame
 
-            eval_frame._set_stance(self._before)
-            self._before = None
+        self._eager.users.discard(id(self))
+        current: Any = eval_frame._stance
+        if not self._eager.users and current is self._eager:  # else the person has taken another one meanwhile
+            eval_frame._set_stance(self._eager.before)
+        self._eager = None

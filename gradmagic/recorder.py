@@ -533,7 +533,7 @@ class Recorder(TorchFunctionMode):
     def _made_in_transform(self, node: Any) -> bool:
         """Whether a node was made while a transform of torch.func ran: what happens inside has rows of its own."""
         first, last = self._transformed
-        return first <= node._sequence_nr() < last
+        return node is not None and first <= int(node._sequence_nr()) < last
 
     def _adopted_place(self, path: Path, tensor: Tensor, argument: tuple[int, int]) -> Place:
         """A place for a tensor that was not seen at its birth.

@@ -103,6 +103,20 @@ def test_traces_that_end_in_the_wrong_order_are_both_right() -> None:
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+def test_traces_that_overlap_give_the_compiler_back_its_stance() -> None:
+    """The first to begin is the first to end, as with two tasks of an event loop."""
+    import torch._dynamo.eval_frame as dynamo
+
+    before = dynamo._stance
+    first, second = trace(backward="none"), trace(backward="none")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert dynamo._stance is not before
+    second.__exit__(None, None, None)
+    assert dynamo._stance is before
+
+
 def test_clipping_under_two_traces_is_in_both_ledgers() -> None:
     """With the norm that clip_grad_norm_ returned."""
     w = torch.ones(4, requires_grad=True)
