@@ -141,6 +141,8 @@ class Naming:
         alive = place.ref is not None and place.ref() is not None
         if place.adopted is not None and place.is_leaf and alive:
             return place.index
+        if (place.beside or place).crowded:
+            name = None
         inherited = place.inherits is not None
         path = self._sources.canonical(place.path.sites)
         return (path, self.module(place.path.module), place.op, name or place.position, place.adopted, inherited)

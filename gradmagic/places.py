@@ -94,10 +94,12 @@ class Place:
         "adopted",
         "aliases",
         "bare",
+        "beside",
         "changed",
         "cleared",
         "constant_use",
         "count",
+        "crowded",
         "device",
         "dtype",
         "forward",
@@ -168,6 +170,10 @@ class Place:
         self.inherits: Place | None = None
         self.adopted: tuple[int, int] | None = None
         """For a tensor not seen at its birth: which argument of how many it was at its first use."""
+        self.beside: Place | None = None
+        """For a leaf: the first of those that the same code has made and that live side by side."""
+        self.crowded = False
+        """For the first of them: they are too many to be told apart."""
         self.made_unseen = False
         """The block made it, but not by calls that gradtrace can see."""
         self.constant_use: Path | None = None

@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
         self._variables = variables
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
-        self._leaves: dict[tuple[int, tuple[int, int]], list[Place]] = {}
+        self._leaves: dict[tuple[object, ...], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
         self._calls = Calls()
         self._others: list[TorchFunctionMode] | None = None
@@ -543,13 +543,33 @@ class Recorder(TorchFunctionMode):
         if argument is _HELD or not tensor.is_leaf or not tensor.requires_grad:
             return self._place(path, _adopted_key(tensor, argument), ())
         places = self._leaves.setdefault((id(path), argument), [])
-        gone = next((place for place in places if place.ref is not None and place.ref() is None), None)
+        gone = _of_gone(places)
         if gone is not None:
             return gone
         place = self._place(path, _adopted_key(tensor, argument), ())
         if len(places) < _FOLDED_OUTPUTS:
             places.append(place)
         return place
+
+    def _leaf_place(self, path: Path, name: str, position: Position) -> Place:
+        """A place for a leaf that the person makes: leaves that live side by side are tensors of their own.
+
+        ``q, k, v = (torch.randn(3, requires_grad=True) for _ in range(3))`` makes three, and a loop that binds one
+        name anew in each round makes one again and again. Too many are one place.
+        """
+        places = self._leaves.setdefault((id(path), name, position), [])
+        if not places:
+            places.append(self._place(path, name, position))
+            return places[0]
+        gone = _of_gone(places)
+        if gone is not None:
+            return gone
+        if len(places) > _FOLDED_OUTPUTS:
+            places[0].crowded = True
+            return places[-1]
+        places.append(self._new_place(path, name, position))
+        places[-1].beside = places[0]
+        return places[-1]
 
     def _stand_in_order(self, place: Place, node: Any) -> None:
         """A tensor that is only noticed at its use was made earlier: autograd numbers its nodes as they are made."""
@@ -577,7 +597,8 @@ class Recorder(TorchFunctionMode):
         if known is not None:
             self._returned_again(known, path, name, position, tensor, parents)
             return
-        place = self._place(path, name, position)
+        makes_leaf = tensor.requires_grad and tensor.is_leaf and not inside_transform()
+        place = self._leaf_place(path, name, position) if makes_leaf else self._place(path, name, position)
         place.parents.update(parent.index for parent in parents)
         place.input_requires_grad = differentiable
         place.leaf_view = differentiable and tensor.is_leaf and tensor.requires_grad and bool(tensor._is_view())
@@ -638,9 +659,12 @@ class Recorder(TorchFunctionMode):
         key = (id(path), name, position)
         place = self._by_key.get(key)
         if place is None:
-            place = Place(len(self.places), path, name, position)
-            self._by_key[key] = place
-            self.places.append(place)
+            place = self._by_key[key] = self._new_place(path, name, position)
+        return place
+
+    def _new_place(self, path: Path, name: str, position: Position) -> Place:
+        place = Place(len(self.places), path, name, position)
+        self.places.append(place)
         return place
 
     def _occurrence(self, place: Place, tensor: Tensor) -> None:
@@ -774,6 +798,11 @@ def _first_words(text: str) -> str:
     """What an error says first: PyTorch's go on with a list of every backend there is."""
     line = text.strip().partition("\n")[0]
     return line if len(line) <= _WORDS else f"{line[:_WORDS].rstrip()}…"
+
+
+def _of_gone(places: Collection[Place]) -> Place | None:
+    """The first of some places whose tensor is gone."""
+    return next((place for place in places if place.ref is not None and place.ref() is None), None)
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:

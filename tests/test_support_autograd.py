@@ -639,3 +639,45 @@ def test_a_running_average_that_is_updated_in_a_loop_is_two_rows() -> None:
     )
     assert [(row.op, row.count) for row in report.rows if row.name == "average"] == [("zeros", 1), ("add_", 20)]
     assert torch.allclose(namespace["average"], namespace["w"] * (1 - 0.9**20))
+
+
+# ---- leaves that one line makes
+
+
+def test_leaves_of_an_unpacked_comprehension_are_rows_of_their_own() -> None:
+    """One line makes them all; each has its own name and gradient."""
+    report = assert_same_as_plain(
+        "q, k, v = (torch.randn(2, 4, requires_grad=True) for _ in range(3))\n"
+        "loss = (torch.softmax(q @ k.T, -1) @ v).sum()\n"
+    )
+    assert [(row.name, row.count) for row in report.rows if row.kind == "leaf"] == [("q", 1), ("k", 1), ("v", 1)]
+
+
+def test_leaves_in_a_list_and_in_a_dict_are_rows_of_their_own() -> None:
+    """Each is called as it is reached."""
+    report = assert_same_as_plain(
+        "ws = [torch.randn(4, requires_grad=True) for _ in range(2)]\n"
+        "d = {key: torch.ones(4, requires_grad=True) for key in 'ab'}\nloss = (ws[0] * ws[1] * d['a'] * d['b']).sum()\n"
+    )
+    assert [row.name for row in report.rows if row.kind == "leaf"] == ["ws[0]", "ws[1]", "d['a']", "d['b']"]
+
+
+def test_a_leaf_that_a_loop_makes_anew_is_one_row() -> None:
+    """The one of the round before is still there while the next is made; they are never in use together."""
+    report, _ = run_traced(
+        "for i in range(5):\n    x = torch.full((2,), float(i), requires_grad=True)\n"
+        "    loss = x.pow(2).sum()\n    loss.backward()\n"
+    )
+    assert [(row.name, row.count) for row in report.rows if row.kind == "leaf"] == [("x", 5)]
+    assert list(report["x"].grads.norm) == [float(torch.full((2,), 2.0 * i).norm()) for i in range(5)]
+
+
+def test_very_many_leaves_of_one_line_are_one_row() -> None:
+    """Forty of a kind would fill the table; each gradient is in the series, in the order they were made."""
+    report, namespace = run_traced(
+        "xs = [torch.full((2,), float(i), requires_grad=True) for i in range(40)]\n"
+        "loss = torch.stack(xs).pow(2).sum()\n"
+    )
+    (row,) = [row for row in report.rows if row.kind == "leaf"]
+    assert (row.name, row.count) == ("xs[…]", 40)
+    assert list(row.grads.norm) == [float(x.grad.norm()) for x in namespace["xs"]]
