@@ -263,7 +263,8 @@ class LedgerEntry:
         name: what backward started from; else the code that did it, such as ``optimizer.step()``.
         location: where; None when gradtrace itself ran it.
         run_by: ``cell`` or ``gradtrace``.
-        count: how often; of clearing, how often there was something to clear.
+        count: how often; of clearing, how often there was something to clear; of several optimizers that step at one
+            place, the steps of all.
         values: for a pass the value of its root; for a step the median over the parameters of
             ``||update|| / ||weight||``; for ``clip_grad_norm_`` the total norm that it returned, before clipping.
         max_norm: the largest norm that ``clip_grad_norm_`` was told to let through, the last time, or None.

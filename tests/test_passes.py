@@ -146,6 +146,32 @@ def test_update_to_weight_ratios_are_those_taken_by_hand() -> None:
     assert step.values.values.tolist() == pytest.approx([statistics.median(each) for each in ratios], rel=1e-5)
 
 
+STEPPING_IN_BACKWARD = """
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+optimizers = {p: torch.optim.SGD([p], 0.01) for p in net.parameters()}
+ratios = []
+def step(p):
+    before = p.detach().clone()
+    optimizers[p].step()
+    ratios.append(float((p.detach() - before).norm() / before.norm()))
+    optimizers[p].zero_grad()
+for p in net.parameters():
+    p.register_post_accumulate_grad_hook(step)
+for _ in range(3):
+    net(torch.randn(8, 3)).pow(2).mean().backward()
+"""
+
+
+def test_optimizers_that_step_at_one_line_are_one_entry_with_the_median_over_all_of_them() -> None:
+    """Optimizer in backward: one optimizer for each parameter."""
+    report, namespace = run_traced(STEPPING_IN_BACKWARD)
+    (entry,) = [entry for entry in report.ledger if entry.kind == "step"]
+    assert entry.count == 12
+    taken = [namespace["ratios"][step * 4 : step * 4 + 4] for step in range(3)]
+    assert list(entry.values.values) == pytest.approx([statistics.median(ratios) for ratios in taken], rel=1e-4)
+
+
 def test_clipping_is_in_the_ledger_with_the_norm_that_it_returned() -> None:
     """And how often it was above the limit; clearing is counted from when there was something to clear."""
     report, namespace = compared(TRAINING)
