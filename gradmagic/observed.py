@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -197,6 +198,14 @@ class Observer:
             return 1.0, ""
         names = [name for name, value in self._namespace.others if type(value).__name__ == "GradScaler"]
         return factor, (names[0] if names else "GradScaler") if scaled_by else ""
+
+    def is_unscaled(self) -> bool:
+        """Whether the cell itself has called ``scaler.unscale_``: ``scaler.step`` alone does so too late to look."""
+        return any(
+            inner.code.co_qualname == "GradScaler.unscale_" and not self._sources.is_library(outer.code)
+            for place in self._recorder.places
+            for inner, outer in itertools.pairwise(place.path.sites)
+        )
 
     def _arrived_at_loss(self, root: Place) -> float:
         """The gradient that arrived at what the scaler was given: as the root's is 1, it is the scale."""

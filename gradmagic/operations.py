@@ -27,7 +27,10 @@ def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[
 
 
 def op_name(func: Callable[..., Any]) -> str:
-    """What people call an operation: ``matmul`` for ``Tensor.__matmul__``, ``T`` for the getter of ``Tensor.T``."""
+    """What people call an operation: ``matmul`` for ``Tensor.__matmul__``, ``T`` for the getter of ``Tensor.T``.
+
+    What PyTorch keeps behind a public function is called like that: ``weight_norm`` for ``torch._weight_norm``.
+    """
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
@@ -36,7 +39,7 @@ def op_name(func: Callable[..., Any]) -> str:
 
 def _plain_name(name: str) -> str:
     if not (name.startswith("__") and name.endswith("__")):
-        return name
+        return name.lstrip("_") or name
     bare = name[2:-2]
     operators = {"truediv": "div", "rtruediv": "div", "rdiv": "div", "lshift": "lshift", "invert": "bitwise_not"}
     reflected = ("radd", "rsub", "rmul", "rpow", "rmatmul", "rfloordiv", "rmod")

@@ -116,6 +116,7 @@ class Assembler:
             grad_mode=ending.grad_mode,
             scale=scale,
             scaler=scaler,
+            unscaled=bool(scaler) and observer.is_unscaled(),
             with_values=self._recorder.with_values,
             made_in=observer.made_in(rows),
             no_root=why,

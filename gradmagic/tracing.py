@@ -400,6 +400,9 @@ class _Finish:
 
     def _why_no_root(self, namespace: Namespace) -> NoRoot:
         recorder = self._state.recorder
+        elsewhere = self._made_elsewhere(namespace)
+        if elsewhere is not None:
+            return NoRoot("made_elsewhere", elsewhere)
         if not recorder.places:
             return NoRoot("nothing_made")
         if not any(place.requires_grad for place in recorder.places):
@@ -412,6 +415,13 @@ class _Finish:
             self._cut_root = self._scalar_without_graph(namespace)
             return NoRoot("no_root")
         return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), shape_of(last))
+
+    def _made_elsewhere(self, namespace: Namespace) -> str | None:
+        """A name that the cell binds to a scalar of an earlier cell, or of a thread: those number their own nodes."""
+        here, sources = self._state.recorder.made_here, self._state.sources
+        scalars = (tensor for tensor in namespace.found if is_scalar(tensor) and not here(tensor))
+        names = (namespace.name_of(tensor) or "" for tensor in scalars)
+        return next((name for name in names if name.isidentifier() and sources.origin_in_cell(name) is not None), None)
 
     def _scalar_without_graph(self, namespace: Namespace) -> int | None:
         """Place of the last number that this block made and that would be the loss, had its way not been cut."""

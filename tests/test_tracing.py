@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -691,6 +692,71 @@ def test_a_module_that_a_loop_passed_by_is_called_by_its_place_in_the_model() ->
     assert {f"blocks.{i}.weight" for i in range(3)} <= {row.name for row in report.rows}
     report, _ = run_traced("for net in [torch.nn.Linear(2, 1)]:\n    loss = net(torch.ones(2)).sum()")
     assert report["net.weight"].grad is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "op"),
+    [
+        ("y = torch._weight_norm(v, torch.ones(3, 1))", "y", "weight_norm"),
+        ("y = torch.nn.utils.rnn.pack_padded_sequence(v, [3, 1]).data", "y", "pack_padded_sequence"),
+        ("y = v.data", "y", "data"),
+        ("y = 2 - v", "y", "sub"),
+    ],
+)
+def test_what_pytorch_keeps_behind_a_public_function_is_called_like_that(source: str, name: str, op: str) -> None:
+    """Its private names begin with an underscore."""
+    report, _ = run_traced(f"v = torch.ones(3, 2, requires_grad=True)\n{source}\n")
+    assert report[name].op == op
+
+
+def test_a_loss_that_a_thread_has_made_is_said_to_be_made_elsewhere_and_can_be_asked_for() -> None:
+    """Autograd numbers the nodes of each thread by themselves, so that it looks like one of an earlier cell."""
+    source = "loss = pool.submit(lambda: (x @ w).sum()).result()\n"
+    w, x = torch.ones(3, requires_grad=True), torch.randn(3)
+    for _ in range(20):
+        (w * 2).sum().backward()  # this thread is far ahead
+    w.grad = None
+    with ThreadPoolExecutor(1) as pool:
+        report, _ = run_traced(source, pool=pool, w=w, x=x)
+        (finding,) = report.findings
+        assert (finding.kind, w.grad) == ("made_elsewhere", None)
+        assert "thread" in finding.message
+        assert finding.hint == "%%gradtrace --backward loss"
+        report, _ = run_traced(source, "loss", pool=pool, w=w, x=x)
+    assert torch.equal(w.grad, x)
+
+
+def test_a_scalar_of_an_earlier_cell_that_gets_another_name_is_no_root() -> None:
+    """It is bound here, but was not made here."""
+    w = torch.ones(3, requires_grad=True)
+    report, _ = run_traced("loss = kept[0]\n", kept=[(w * 2).sum()])
+    assert report.root is None
+    assert [finding.kind for finding in report.findings] == ["made_elsewhere"]
+
+
+def test_a_leaf_is_not_called_a_tensor_with_a_graph() -> None:
+    """It has none, whatever was computed from it without one."""
+    report, _ = run_traced("w = torch.ones(3, requires_grad=True)\nwith torch.no_grad():\n    loss = w.sum()\n")
+    (finding,) = report.findings
+    assert finding.kind == "root_without_graph"
+    assert "`w`" not in finding.message
+
+
+@pytest.mark.parametrize("unscales", [True, False])
+def test_unscaling_is_advised_where_the_cell_does_not_do_it(unscales: bool) -> None:
+    """`scaler.step` unscales as well, but not before one looks."""
+    lines = [
+        "net = torch.nn.Linear(2, 1)",
+        "opt = torch.optim.SGD(net.parameters(), 0.1)",
+        "scaler = torch.amp.GradScaler('cpu')",
+        "scaler.scale(net(torch.ones(4, 2)).mean()).backward()",
+        *(["scaler.unscale_(opt)"] if unscales else []),
+        "scaler.step(opt)",
+        "scaler.update()",
+    ]
+    report, _ = run_traced("\n".join(lines) + "\n")
+    (finding,) = [finding for finding in report.findings if finding.kind == "scaled_loss"]
+    assert ("unscale_" in finding.hint) is not unscales
 
 
 def test_looking_at_the_source_warns_of_nothing_again() -> None:

@@ -448,6 +448,7 @@ class RunFacts:
         grad_mode: False when gradients were switched off before the cell began.
         scale: the constant that the loss was multiplied by for mixed precision; 1.0 for none.
         scaler: name of the ``GradScaler`` that did it, or empty.
+        unscaled: the cell has called its ``unscale_``.
         with_values: forward statistics were asked for.
         made_in: where tensors of earlier cells were made, by row.
         no_root: why gradtrace ran no backward, or None.
@@ -468,6 +469,7 @@ class RunFacts:
     grad_mode: bool = True
     scale: float = 1.0
     scaler: str = ""
+    unscaled: bool = False
     with_values: bool = False
     made_in: Mapping[int, Location] = field(default_factory=dict)
     no_root: NoRoot | None = None

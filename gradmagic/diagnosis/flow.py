@@ -59,14 +59,14 @@ class Flow:
         return current if self.rows[current].leaves_torch else cut
 
     def last_with_graph(self, cut: int) -> int | None:
-        """The tensor that still carried a gradient when it came to a cut: the last that has a name, if any has."""
+        """The tensor that brought a graph to a cut: the last that has a name, if any has. A leaf has no graph."""
         start = cut
         while self.rows[start].leaves_torch and len(self.rows[start].parents) == 1:
             parent = self.rows[start].parents[0]
             if self.rows[parent].kind != "constant":
                 break
             start = parent
-        above = [row for row in self.rows[start].parents if self.rows[row].kind in ("non-leaf", "leaf")]
+        above = [row for row in self.rows[start].parents if self.rows[row].kind == "non-leaf"]
         named = [row for row in above if self.rows[row].name]
         return max(named or above, default=None)
 

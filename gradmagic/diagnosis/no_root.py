@@ -14,6 +14,8 @@ def explain_no_root(run: RunFacts, flow: Flow) -> list[Finding]:
     why = run.no_root
     if why is None or run.failed is not None:
         return []
+    if run.passes and (why.kind == "no_root" if why.row is None else flow.cut_above(why.row) is None):
+        return []  # it was `autograd.grad` that the cell wanted
     if why.row is not None:
         return [_without_graph(run, flow, why.row)]
     message, hint, severity = _NO_ROOT[why.kind]
@@ -56,6 +58,12 @@ _NO_ROOT = {
     "no_root": (
         "No backward ran: no differentiable scalar of this cell is still alive to start from.",
         "Bind the loss to a name, for example `loss = ...`.",
+        "info",
+    ),
+    "made_elsewhere": (
+        "No backward ran: `{subject}` was not made here, but before this cell or in another thread, where gradtrace "
+        "cannot look. It starts from neither unasked.",
+        "%%gradtrace --backward {subject}",
         "info",
     ),
     "not_scalar": (

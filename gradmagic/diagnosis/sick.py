@@ -390,10 +390,16 @@ def _scaled(run: RunFacts) -> list[Finding]:
             kind="scaled_loss",
             severity="info",
             message=f"{by} multiplied the loss by {run.scale:.0f}; the table shows the gradients divided by that.",
-            hint=f"`{run.scaler}.unscale_(optimizer)` divides `.grad` itself; do so before you look at it or clip it."
-            if run.scaler
-            else f"Divide `.grad` by {run.scale:.0f} before you look at it, clip it or take a step.",
+            hint=_unscaling(run),
             location=root.location if root is not None else None,
             rows=run.roots[-1:],
         )
     ]
+
+
+def _unscaling(run: RunFacts) -> str:
+    if not run.scaler:
+        return f"Divide `.grad` by {run.scale:.0f} before you look at it, clip it or take a step."
+    if run.unscaled:
+        return ""
+    return f"`{run.scaler}.unscale_(optimizer)` divides `.grad` itself; do so before you look at it or clip it."
