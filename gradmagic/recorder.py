@@ -258,8 +258,8 @@ class Recorder(TorchFunctionMode):
                     self.used(tensor, outer)
             return
         in_place = {id(tensor) for _, tensor in outputs} if changes_in_place(func, kwargs) else frozenset()
-        if in_place and not torch.is_grad_enabled() and not any(self.entry(tensor) for _, tensor in outputs):
-            return  # new values for a tensor that nothing here has used, as when a module initialises its parameters
+        if in_place and not torch.is_grad_enabled() and self._only_fills(args, kwargs, in_place):
+            return
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
         if takes_shape_only(name):
             parents, differentiable = [], False
@@ -270,6 +270,19 @@ class Recorder(TorchFunctionMode):
             self._clipping(name, args, outputs[0][1], path, _outwards(sys._getframe(2), path.clip))
         elif differentiable:
             self._note_operation(name, args, kwargs, outputs[0][1])
+
+    def _only_fills(self, args: tuple[Any, ...], kwargs: dict[str, Any], changed: Collection[int]) -> bool:
+        """Whether a tensor that nothing here has used gets new values, as when a module initialises its parameters.
+
+        Not so where the person writes what was computed here into a constant: ``wanted[mask] = target(x)``.
+        """
+        given = [tensor for _, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs))]
+        filled = [tensor for tensor in given if id(tensor) in changed]
+        if any(self.entry(tensor) for tensor in filled):
+            return False
+        learns = any(isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad for tensor in filled)
+        known = any(self.entry(tensor) for tensor in given if id(tensor) not in changed)
+        return learns or not known or is_torchs(sys._getframe(3).f_code)
 
     def _made(
         self, path: Path, name: str, outputs: list[tuple[Position, Tensor]], parents: list[Place], differentiable: bool

@@ -205,8 +205,9 @@ def _unused(index: int, run: RunFacts, flow: Flow, root: str) -> Verdict:
     if not uses:
         return Verdict("unused", note=f"never used, so `{root}` does not depend on it")
     later = [use for use in uses if run.passes and run.rows[use].clock > run.passes[-1].clock]
-    if len(later) == len(uses) and run.rows[index].kind in ("leaf", "parameter"):
-        first = run.rows[later[0]]
+    could = [use for use in later if run.rows[use].kind != "constant"]  # a copy of its values could not
+    if could and len(later) == len(uses) and run.rows[index].kind in ("leaf", "parameter"):
+        first = run.rows[could[0]]
         note = f"used only after backward ran: {first.location}"
         return Verdict("after_backward", place=first.location, note=note)
     last = run.rows[max(uses)]

@@ -1408,4 +1408,61 @@ net = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(
 loss = net(torch.randn(2, 1, 8, 8)).pow(2).mean()
 """,
     ),
+    Healthy(
+        situation="A step of deep Q-learning whose targets are written into a tensor of an earlier cell, and a soft update",
+        before=(
+            """\
+import copy
+import torch
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+target = copy.deepcopy(net)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+x, mask, wanted = torch.randn(4, 3), torch.tensor([True, False, True, True]), torch.zeros(4)
+""",
+        ),
+        cell="""\
+with torch.no_grad():
+    wanted[mask] = target(x[mask]).max(1).values
+loss = (net(x)[:, 0] - wanted).pow(2).mean()
+optimizer.zero_grad()
+loss.backward()
+optimizer.step()
+state = target.state_dict()
+for key, value in net.state_dict().items():
+    state[key] = 0.1 * value + 0.9 * state[key]
+target.load_state_dict(state)
+""",
+    ),
+    Healthy(
+        situation="Weights of a second model are saved after backward",
+        cell="""\
+import torch
+from torch import nn
+torch.manual_seed(0)
+net, spare = nn.Linear(3, 1), nn.Linear(3, 1)
+x = torch.randn(8, 3)
+with torch.no_grad():
+    before = spare(x)
+loss = net(x).pow(2).mean()
+loss.backward()
+saved = {key: value.clone() for key, value in spare.state_dict().items()}
+""",
+    ),
+    Healthy(
+        situation="Integrated gradients: autograd.grad along a straight line of inputs",
+        cell="""\
+import torch
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+x, total = torch.randn(1, 3), torch.zeros(1, 3)
+for a in torch.linspace(0, 1, 6):
+    p = (a * x).requires_grad_()
+    g, = torch.autograd.grad(net(p).squeeze(), p)
+    total += g
+attribution = x * total / 6
+""",
+    ),
 )
