@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
 from sample_reports import SAMPLES, constant, hostile, large, odd, quickstart, rnn, row, small, stats
+from work import calls_in
 
 from gradmagic.records import Finding, InnerStep
 from gradmagic.render.html import render_html, render_page
@@ -301,13 +302,13 @@ def test_text_and_marks_have_contrast_on_light_and_dark(ink: str, paper: str) ->
         assert _contrast(mark, paper) >= 3
 
 
-def test_200_rows_are_drawn_at_once() -> None:
-    """Aim: under 50 ms; a slow machine gets five times that."""
-    report = large(200)
-    render_html(report)
-    start = time.perf_counter()
-    assert render_html(report).count("<tr") == 201
-    assert time.perf_counter() - start < 0.25
+def test_the_work_of_drawing_grows_as_the_rows_do() -> None:
+    """Some 650 calls a row, so 200 rows appear at once; no row is looked at again for each other row."""
+    reports = large(200), large(400)
+    assert [render_html(report).count("<tr") for report in reports] == [201, 401]
+    fewer, more = (calls_in(partial(render_html, report)) for report in reports)
+    assert fewer < 200 * 1_500
+    assert more < 2.5 * fewer
 
 
 def test_numbers_have_true_minus_signs() -> None:
