@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,8 +83,10 @@ def test_the_debugger_shows_the_persons_frames_alone(terminal: Terminal, how: st
 
 def test_ctrl_c_in_an_await_ends_the_trace_and_shows_the_report(terminal: Terminal) -> None:
     """The shell gives the cell up; what it does later, when its loop runs again, is traced no more."""
-    terminal.child.send("%%gradtrace -o report\nh = w * 2\nawait asyncio.sleep(3)\nk = h * 3\n\n\n")
-    time.sleep(1)
+    told_while_it_awaits = "asyncio.get_running_loop().call_soon(print, 'awaiting')"
+    body = f"h = w * 2\n{told_while_it_awaits}\nawait asyncio.sleep(3)\nk = h * 3"
+    terminal.child.send(f"%%gradtrace -o report\n{body}\n\n\n")
+    terminal.child.expect("awaiting\r\n")
     terminal.child.sendintr()
     terminal.child.expect(PROMPT)
     text = ESCAPE.sub("", terminal.shown())

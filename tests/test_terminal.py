@@ -39,7 +39,7 @@ class Terminal:
             COMMAND,
             env=environment(folder),
             encoding="utf-8",
-            timeout=20,
+            timeout=60,
             dimensions=(50, 100),
             echo=False,
         )
