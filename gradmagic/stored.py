@@ -128,7 +128,8 @@ def _values_of_parts(tensor: Any) -> Tensor | None:
 
 def _has_memory(data: Tensor) -> bool:
     """Whether the memory is there: FSDP takes it from parameters that are not in use, and to read them would crash."""
-    return not data.numel() or data.untyped_storage().nbytes() > 0
+    # Not by its storage: once Python has seen that, backward no longer adds to the gradient in place.
+    return not data.numel() or data.data_ptr() != data.storage_offset() * data.element_size()
 
 
 def _in_a_row(parts: Any) -> Tensor | None:

@@ -42,6 +42,26 @@ def test_up_to_six_elements_show_their_values() -> None:
     assert measure(torch.tensor(2.5)).result().values == (2.5,)
 
 
+@pytest.mark.parametrize("start", [0, 2])
+def test_memory_that_was_taken_away_is_not_read(start: int) -> None:
+    """FSDP does that to parameters that are not in use; to read them would crash the process."""
+    whole = torch.ones(8)
+    part = whole[start:]
+    whole.untyped_storage().resize_(0)
+    assert math.isnan(measure(part).result().norm)
+
+
+def test_backward_adds_to_a_measured_gradient_in_place() -> None:
+    """As it does when nobody has looked: what comes by two paths takes the memory of one."""
+    x = torch.ones(20, requires_grad=True)
+    y = torch.nn.functional.tanhshrink(x)
+    measured = []
+    y.register_hook(lambda gradient: measured.append((measure(gradient), gradient.data_ptr())))
+    (y * 2).backward(torch.ones(20))
+    assert x.grad is not None
+    assert [where for _, where in measured] == [x.grad.data_ptr()]
+
+
 def test_zeros_without_memory_are_zeros() -> None:
     """PyTorch's derivative of the sign of a number."""
     assert measure(torch._efficientzerotensor((2, 3))).result() == measure(torch.zeros(2, 3)).result()
