@@ -572,6 +572,14 @@ x = torch.randn(5, 4)
 from torch._higher_order_ops.cond import cond
 loss = torch.cond(x.sum() > 0, lambda w: (x @ w).sin().sum(), lambda w: (x @ w).cos().sum(), (w,))
 """,
+    "while_loop and associative_scan": """
+from torch._higher_order_ops import associative_scan, while_loop
+w = torch.randn(4, requires_grad=True)
+h = associative_scan(lambda a, b: a * b, w.sigmoid(), 0, combine_mode="generic")
+with torch.no_grad():
+    i, x = while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, x * 2), (torch.tensor(0), torch.ones(4)))
+loss = (h * x).sum()
+""",
     "custom op": """
 Tensor = torch.Tensor
 @torch.library.custom_op("mylib_TAG::scale", mutates_args=())
