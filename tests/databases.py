@@ -6,7 +6,6 @@ Prints what differs and the counts, as JSON. It is a process of its own because 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import linecache
 import random
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy
 import torch
-from side_by_side import Call, SideBySide, scalar_of
+from side_by_side import SideBySide, fresh, scalar_of
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -39,6 +38,7 @@ class Counts:
     runs: int = 0
     raising: int = 0
     nodes: int = 0
+    seen: int = 0
     mismatches: int = 0
     crashes: int = 0
     not_traced: int = 0
@@ -55,6 +55,7 @@ class Counts:
             self.tell([f"{name}: crash: {type(error).__name__}: {error}"])
             return
         self.nodes += found.nodes
+        self.seen += found.seen
         self.raising += found.raises
         self.mismatches += bool(found.differences)
         self.not_traced += bool(found.not_traced)
@@ -88,7 +89,7 @@ def run_operator(op: Any, dtype: torch.dtype, most: int, wanted: str | None, cou
         for number, given in _spread(samples, most):
             counts.samples += 1
             for name, variant in variants:
-                side_by_side = SideBySide(partial(_fresh, variant, given), undefined, name == "double backward")
+                side_by_side = SideBySide(partial(fresh, variant, given), undefined, name == "double backward")
                 counts.take(f"{full_name} {kind}{number} {name}", side_by_side)
 
 
@@ -116,15 +117,6 @@ def _spread(samples: Iterator[Given], most: int) -> list[tuple[int, Given]]:
     found = list(samples if most > 1 else islice(samples, 1))
     chosen = range(len(found)) if len(found) <= most else [index * len(found) // most for index in range(most)]
     return [(number, found[number]) for number in chosen]
-
-
-def _fresh(variant: Variant, given: Given) -> Call:
-    """The call of a variant on a copy of what it is given. An input with a history becomes a leaf."""
-    memo: dict[int, Any] = {}
-    for tensor in pytree.tree_leaves(given):
-        if isinstance(tensor, Tensor) and (not tensor.is_leaf or tensor.layout is not torch.strided):
-            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return partial(variant, *copy.deepcopy(given, memo))
 
 
 def _variants(op: Any) -> Iterator[tuple[str, Variant]]:

@@ -5,35 +5,32 @@ Whatever a person could tell from outside is compared to the last bit.
 
 from __future__ import annotations
 
+import copy
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from plain import norms_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import gradmagic
 from gradmagic.report import Report
 from gradmagic.tracing import CellSource
 
-_NOT_THE_PERSONS = (str(Path(torch.__file__).parent), str(Path(gradmagic.__file__).parent))
-
 _NOWHERE = CellSource("<block>", lambda _: None)
 """To parse this file anew for each of a hundred thousand traces would take most of the time."""
 
 Call = partial[Any]
-"""Runs something on the inputs that are bound to it."""
+"""Runs something on the inputs that are bound to it.
 
-
-_Inputs = list[tuple[Tensor, int]]
-"""What a call is given, each with its number of elements before the call."""
+One that is given ``variables``, a dict, puts its own there: they are compared too, also after an error, and name rows.
+"""
 
 
 @dataclass
@@ -41,9 +38,10 @@ class Seen:
     """What one run shows from outside."""
 
     output: Any = None
-    inputs: list[Any] = field(default_factory=list)
-    leaves: list[Any] = field(default_factory=list)
-    """The ``.grad`` of each."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """By name: what the call was given and has made of it, and the parameters and buffers of modules among it."""
+    leaves: dict[str, Any] = field(default_factory=dict)
+    """The ``.grad`` of each of these that has one."""
     random: bytes = b""
     warnings: list[tuple[Any, ...]] = field(default_factory=list)
     error: tuple[Any, ...] | None = None
@@ -57,6 +55,8 @@ class Comparison:
 
     differences: list[str]
     nodes: int
+    seen: int
+    """Nodes that the report counts."""
     raises: bool
     not_traced: tuple[str, ...]
 
@@ -96,7 +96,8 @@ class SideBySide:
                 differences.append("no report")
                 continue
             faults += _faults(made, both)
-        return Comparison(differences, both.nodes.total(), both.error is not None, tuple(faults))
+        seen = report.coverage.seen if report is not None else 0
+        return Comparison(differences, both.nodes.total(), seen, both.error is not None, tuple(faults))
 
     def _compare(self, run: str, traced: Seen, plain: Seen) -> Iterator[str]:
         if self._runs_passes:
@@ -120,52 +121,85 @@ class SideBySide:
         )
 
     def _plain(self) -> tuple[Seen, Seen]:
-        call, inputs = self._fresh()
+        call, sizes = self._fresh()
         forward, both = Seen(), Seen()
         value = loss = None
         with _listening(forward):
             value, loss = _forward(call)
-        self._look(forward, value, inputs)
+        self._look(forward, value, call, sizes)
         both.error = forward.error
         if loss is not None:
             nodes = _Nodes(loss)
             with _listening(both):
                 _backward(loss)
             both.nodes = nodes.norms()
-        self._look(both, value, inputs)
+        self._look(both, value, call, sizes)
         both.warnings = forward.warnings + both.warnings
         return forward, both
 
     def _traced(self, runs_backward: bool) -> tuple[Seen, Report | None]:
-        call, inputs = self._fresh()
+        call, sizes = self._fresh()
         seen = Seen()
-        run = gradmagic.trace(cell=_NOWHERE)
+        variables = call.keywords.get("variables")
+        run = gradmagic.trace(cell=_NOWHERE if variables is None else None, namespace=variables)
         value = loss = None
         with _listening(seen), run:
             value, loss = _forward(call)
             run.offer(loss)
             if runs_backward and loss is not None:
                 _backward(loss)
-        self._look(seen, value, inputs)
+        self._look(seen, value, call, sizes)
         if run.report is not None:
             seen.nodes = Counter(map(_number, norms_of(run.report).elements()))
         return seen, run.report
 
-    def _fresh(self) -> tuple[Call, _Inputs]:
+    def _fresh(self) -> tuple[Call, dict[str, int]]:
+        """The call, and the number of elements of each tensor it is given, by name."""
         call = self._make()
-        inputs = [part for part in pytree.tree_leaves((call.args, call.keywords)) if isinstance(part, Tensor)]
-        for tensor in inputs:
+        sizes = {}
+        for name, tensor in _tensors((call.args, call.keywords)):
             tensor.grad = None
+            sizes[name] = tensor.numel()
         torch.default_generator.manual_seed(1)
-        return call, [(tensor, tensor.numel()) for tensor in inputs]
+        return call, sizes
 
-    def _look(self, seen: Seen, value: Any, inputs: _Inputs) -> None:
+    def _look(self, seen: Seen, value: Any, call: Call, sizes: dict[str, int]) -> None:
         seen.random = torch.get_rng_state().numpy().tobytes()
         parts, structure = pytree.tree_flatten(value)
         seen.output = (str(structure), [image(part, self._undefined) for part in parts])
-        # What `out=` was given may have been resized just before the operation raised, to memory with anything in it.
-        seen.inputs = [image(tensor, tensor.numel() != size) for tensor, size in inputs]
-        seen.leaves = [image(tensor.grad) for tensor, _ in inputs if tensor.requires_grad]
+        for name, tensor in _tensors((call.args, call.keywords)):
+            # What `out=` was given may have been resized just before the operation raised: its memory holds anything.
+            seen.inputs[name] = image(tensor, tensor.numel() != sizes.get(name, tensor.numel()))
+            if tensor.requires_grad and tensor.is_leaf:
+                seen.leaves[name] = image(tensor.grad)
+
+
+def fresh(run: Callable[..., Any], given: Any) -> Call:
+    """A function's call on a copy of what it is given. An input with a history becomes a leaf."""
+    memo: dict[int, Any] = {}
+    for tensor in pytree.tree_leaves(given):
+        if isinstance(tensor, Tensor) and (not tensor.is_leaf or tensor.layout is not torch.strided):
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return partial(run, *copy.deepcopy(given, memo))
+
+
+def assert_nothing_differs(side_by_side: SideBySide) -> Comparison:
+    """All three runs show the same, and everything was traced."""
+    found = side_by_side.compare()
+    assert found.differences == []
+    assert found.not_traced == ()
+    return found
+
+
+def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a value with its name, those of modules included."""
+    for path, part in pytree.tree_flatten_with_path(value)[0]:
+        name = pytree.keystr(path)
+        if isinstance(part, Tensor):
+            yield name, part
+        elif isinstance(part, nn.Module):
+            state = [*part.named_parameters(), *part.named_buffers()]
+            yield from ((f"{name}.{key}", tensor) for key, tensor in state if not nn.parameter.is_lazy(tensor))
 
 
 def image(value: Any, undefined: bool = False) -> Any:
@@ -297,10 +331,9 @@ class _listening:
 
 
 def _lines(where: Any) -> list[tuple[str, int | None, str]]:
-    """Lines of the traceback that are neither PyTorch's nor gradmagic's, without those of the runs themselves."""
-    frames = traceback.extract_tb(where)
-    inside = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_PERSONS)]
-    return [(frame.filename, frame.lineno, frame.name) for frame in inside if frame.name not in ("_plain", "_traced")]
+    """Every line of the traceback but those of the runs themselves: gradmagic must not have left one of its own."""
+    frames = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(where)]
+    return [frame for frame in frames if frame[2] not in ("_plain", "_traced")]
 
 
 def _shortly(ours: Any, theirs: Any) -> str:
@@ -308,6 +341,9 @@ def _shortly(ours: Any, theirs: Any) -> str:
         return f"extra {dict(ours - theirs)}, missing {dict(theirs - ours)}"
     if isinstance(ours, bytes):
         return "differs"
+    if isinstance(ours, dict):
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        ours, theirs = ({name: images.get(name) for name in names} for images in (ours, theirs))
     return f"{str(ours)[:600]} instead of {str(theirs)[:600]}"
 
 

@@ -79,6 +79,42 @@ def test_what_differs_from_the_plain_run_is_noticed(call: Callable[..., Any], wh
     assert [difference for difference in found.differences if difference.startswith(f"own: {what}")]
 
 
+def different_buffer(run: int, variables: dict[str, Any]) -> None:
+    variables["norm"] = torch.nn.BatchNorm1d(2)
+    variables["norm"].running_mean[0] = run
+
+
+def different_parameter(run: int, variables: dict[str, Any]) -> None:
+    variables["layers"] = [torch.nn.Linear(2, 2, bias=bool(run))]
+
+
+def different_gradient_of_a_parameter(run: int, variables: dict[str, Any]) -> torch.Tensor:
+    layer = variables["layer"] = torch.nn.Linear(2, 2)
+    return layer(torch.ones(2)) + run * layer.bias
+
+
+def different_before_an_error(run: int, variables: dict[str, Any]) -> None:
+    variables["x"] = torch.tensor(run)
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (different_buffer, "inputs: {\"[1]['variables']['norm'].running_mean"),
+        (different_parameter, "inputs: {\"[1]['variables']['layers'][0].bias"),
+        (different_gradient_of_a_parameter, "leaves: {\"[1]['variables']['layer'].bias"),
+        (different_before_an_error, "inputs: {\"[1]['variables']['x']"),
+    ],
+)
+def test_what_differs_in_a_calls_own_variables_is_noticed(call: Callable[..., Any], what: str) -> None:
+    """Those of a module are told by name, and only those that differ."""
+    runs = itertools.count()
+    found = SideBySide(lambda: partial(call, next(runs), variables={})).compare()
+    assert [difference for difference in found.differences if difference.startswith(f"guest: {what}")]
+    assert [difference for difference in found.differences if difference.startswith(f"own: {what}")]
+
+
 def test_nothing_differs_between_equal_runs() -> None:
     """And the nodes are counted: sum, weights, product, leaf."""
     found = SideBySide(lambda: partial(torch.mul, torch.ones(3, requires_grad=True), 2)).compare()
