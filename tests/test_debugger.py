@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pexpect
 import pytest
-from test_terminal import ESCAPE, PROMPT, Terminal, environment
+from test_terminal import ESCAPE, PROMPT, Terminal, end, environment, spawned
 
 pytestmark = pytest.mark.real
 
@@ -33,7 +32,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         opened.run("modes = torch.overrides._get_current_function_mode_stack")
         yield opened
     finally:
-        opened.child.close(force=True)
+        end(opened.child)
 
 
 def asked(terminal: Terminal, command: str, until: str | re.Pattern[str] = DEBUGGER) -> str:
@@ -114,7 +113,7 @@ def test_an_embedded_shell_traces_with_the_variables_around_it(tmp_path: Path) -
     script = tmp_path / "embeds.py"
     script.write_text(EMBEDDED)
     simple = environment(tmp_path) | {"IPY_TEST_SIMPLE_PROMPT": "1"}
-    child = pexpect.spawn(sys.executable, [str(script)], env=simple, encoding="utf-8", timeout=60, echo=False)
+    child = spawned([str(script)], simple)
     try:
         for cell in ("%load_ext gradmagic", "%gradtrace l = (local * 2).sum()"):
             child.expect(PROMPT)
@@ -126,7 +125,7 @@ def test_an_embedded_shell_traces_with_the_variables_around_it(tmp_path: Path) -
         child.send("exit\n")
         child.expect_exact("after tensor([2., 2., 2.])")
     finally:
-        child.close(force=True)
+        end(child)
 
 
 CELLS = "import torch\nw = torch.ones(3, requires_grad=True)\n%gradtrace l = (w * 2).sum()\nprint('grad', w.grad)\n"

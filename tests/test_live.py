@@ -14,7 +14,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from plain import run_traced
-from test_terminal import ESCAPE, Terminal
+from test_terminal import ESCAPE, Terminal, end
 
 from gradmagic.live import INTERVAL, Clock
 from gradmagic.report import Report
@@ -182,7 +182,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         opened.run("import torch, time, sys")
         yield opened
     finally:
-        opened.child.close(force=True)
+        end(opened.child)
 
 
 @pytest.mark.real

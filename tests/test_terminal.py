@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,19 +31,38 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"TERM": "xterm-256color", "IPYTHONDIR": str(folder), "PYTHONIOENCODING": "utf-8"}
 
 
+def heeding_signals() -> None:
+    """A shell that runs the tests in the background has them ignore Ctrl-C, and their children with them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def spawned(arguments: list[str], env: dict[str, str]) -> pexpect.spawn[str]:
+    """Python in a pseudo-terminal."""
+    return pexpect.spawn(
+        sys.executable,
+        arguments,
+        env=env,
+        encoding="utf-8",
+        timeout=60,
+        dimensions=(50, 100),
+        echo=False,
+        preexec_fn=heeding_signals,
+    )
+
+
+def end(child: pexpect.spawn[str]) -> None:
+    """`child.close(force=True)` gives a child three tenths of a second to die."""
+    child.kill(signal.SIGKILL)
+    child.wait()
+    child.close()
+
+
 class Terminal:
-    """IPython at a prompt, in a pseudo-terminal."""
+    """IPython at a prompt."""
 
     def __init__(self, folder: Path) -> None:
-        self.child = pexpect.spawn(
-            sys.executable,
-            COMMAND,
-            env=environment(folder),
-            encoding="utf-8",
-            timeout=60,
-            dimensions=(50, 100),
-            echo=False,
-        )
+        self.child = spawned(COMMAND, environment(folder))
         self.child.expect(PROMPT)
 
     def run(self, cell: str) -> str:
@@ -64,7 +84,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         opened.run("w = torch.ones(3, requires_grad=True)")
         yield opened
     finally:
-        opened.child.close(force=True)
+        end(opened.child)
 
 
 def without_numbers(text: str) -> str:
