@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .places import Path
+from .stored import memory_at
 
 _KEPT = 64
 """So many changes are kept for each piece of memory, the newest; a loop that fills a buffer makes one a round."""
@@ -71,6 +72,6 @@ class ChangeLog:
 def memory_of(tensor: Tensor) -> int | None:
     """Address of the memory behind a tensor and all its views; None where it has none (sparse, meta, fake)."""
     try:
-        return tensor.untyped_storage().data_ptr() or None
+        return memory_at(tensor) or None
     except (RuntimeError, NotImplementedError):
         return None

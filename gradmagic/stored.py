@@ -126,10 +126,18 @@ def _values_of_parts(tensor: Any) -> Tensor | None:
     return parts[0] if len(parts) == 1 else _in_a_row(parts)
 
 
+def memory_at(data: Tensor) -> int:
+    """Address of the memory behind a tensor and all its views; 0 where there is none.
+
+    ``untyped_storage()`` would leave a Python object with the memory, and the engine adds no gradient up in place then.
+    """
+    address: int = torch._C._data_address(data)  # type: ignore[attr-defined]  # PyTorch's stubs leave it out
+    return address
+
+
 def _has_memory(data: Tensor) -> bool:
     """Whether the memory is there: FSDP takes it from parameters that are not in use, and to read them would crash."""
-    # Not by its storage: once Python has seen that, backward no longer adds to the gradient in place.
-    return not data.numel() or data.data_ptr() != data.storage_offset() * data.element_size()
+    return not data.numel() or memory_at(data) != 0
 
 
 def _in_a_row(parts: Any) -> Tensor | None:

@@ -199,3 +199,16 @@ def test_an_inner_step_shows_the_gradient_of_the_last_occurrence_as_its_row_does
         assert step.grads.occurrences[-1] == row.count - 1
         assert step.grad is not None
         assert step.grad.norm == step.grads.norm[-1] != step.grads.norm[0]
+
+
+def test_pytorch_adds_gradients_up_in_place_where_it_does_so_untraced() -> None:
+    """The version of `.grad` tells, where its memory was added to."""
+    source = """
+w = torch.ones(2, 3, requires_grad=True)
+loss = torch.cov(w).sum()
+loss.backward()
+version = w.grad._version
+"""
+    plain = run_plain(source.replace("backward()", "backward(retain_graph=True)"))
+    _, namespace = run_traced(source)
+    assert namespace["version"] == plain.namespace["version"] == 2
