@@ -93,7 +93,8 @@ class ModuleRegistry:
             called.append(len(self._outers))
             self._outers.append(_Outer(module, call))
             return called[-1]
-        self._index.pop(self._outers[gone].key, None)
+        if self._index.get(self._outers[gone].key) == gone:  # its ``id`` may be another's by now
+            del self._index[self._outers[gone].key]
         self._outers[gone].become(module)
         return gone
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
@@ -27,6 +29,8 @@ _TORCH = str(PurePath(torch.__file__).parent)
 _REMEMBERED = 8_192
 """So many ways through frames, and so many applications of custom Functions, are remembered at most."""
 
+_Key = tuple[int, ...]
+
 
 def is_torchs(code: CodeType) -> bool:
     """Whether code is PyTorch's own."""
@@ -45,7 +49,9 @@ class Paths:
         """
         self._boundary = boundary
         self._modules = modules
-        self._known: dict[tuple[int, ...], Path] = {}
+        self._known: dict[_Key, Path] = {}
+        self._through: dict[int, tuple[weakref.ref[Any], list[_Key]]] = {}
+        """By the ``id`` of each module that ran: what is known through it, which ends with the module."""
         self._spans: dict[CodeType, list[Any]] = {}
         self._sites: dict[tuple[CodeType, Any], Site] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
@@ -57,6 +63,7 @@ class Paths:
         """Let go of the boundary frame and of everything known."""
         self._boundary = None
         self._known.clear()
+        self._through.clear()
         self._interned.clear()
         self._spans.clear()
         self._sites.clear()
@@ -86,10 +93,21 @@ class Paths:
         if path is None:
             if len(self._known) > _REMEMBERED:
                 self._known.clear()
-            path = self._known[key] = self._new(start)
+                self._through.clear()
+            path = self._known[key] = self._new(start, key)
         return path
 
-    def _new(self, frame: FrameType | None) -> Path:
+    def _ends_with(self, module: Any, key: _Key) -> None:
+        """What is known by a module's ``id`` is forgotten with the module: the next one may have the same."""
+        if id(module) not in self._through:
+            self._through[id(module)] = weakref.ref(module, partial(self._forget, id(module))), []
+        self._through[id(module)][1].append(key)
+
+    def _forget(self, module: int, _: object) -> None:
+        for key in self._through.pop(module, (None, ()))[1]:
+            self._known.pop(key, None)
+
+    def _new(self, frame: FrameType | None, key: _Key) -> Path:
         sites: list[Site] = []
         modules: list[tuple[Any, int]] = []
         function_apply = clip = None
@@ -105,6 +123,8 @@ class Paths:
                 self.watched[frame.f_code](frame)
             sites.append(site)
             frame = frame.f_back
+        for module, _ in modules:
+            self._ends_with(module, key)
         found = tuple(sites)
         path = self._path(found, self._modules.see(modules, found))
         path.function_apply, path.clip = function_apply, clip

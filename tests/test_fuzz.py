@@ -376,3 +376,23 @@ for _ in range(100):
     report = execute(source, traced).report
     assert report is not None
     assert "`last`" in report.findings[0].message
+
+
+def test_a_module_is_known_though_it_has_the_id_of_one_that_is_gone() -> None:
+    """Made anew in each round: what no gradient reaches is the parameters of the last one."""
+    source = """
+x = torch.ones(2, 3, requires_grad=True)
+ids = set()
+for _ in range(100):
+    m = None
+    m = torch.nn.LayerNorm(3)
+    f = m(x)
+    if id(m) in ids:
+        break
+    ids.add(id(m))
+loss = x.sum()
+"""
+    report = execute(source, traced).report
+    assert report is not None
+    assert [finding.kind for finding in report.findings] == ["unused"]
+    assert "`m.weight` and `m.bias`" in report.findings[0].message
