@@ -350,8 +350,9 @@ def _shortly(ours: Any, theirs: Any) -> str:
 def _faults(report: Report, plain: Seen) -> list[str]:
     """What could not be traced, but for tensors that PyTorch refuses the person likewise, with the same error."""
     told = [finding.detail.splitlines() for finding in report.findings if finding.kind == "not_traced"]
-    refused = plain.error[1] if plain.error is not None else ""
-    return [line for lines in told for line in lines if not refused or refused not in line]
+    refused = f"{plain.error[0].__name__}: {plain.error[1]}" if plain.error is not None else ""
+    told_words = [(line, line.partition(": ")[2].removesuffix("…")) for lines in told for line in lines]
+    return [line for line, words in told_words if not (words and refused.startswith(words))]
 
 
 def _compare_errors(report: Report | None, forward: Seen, both: Seen) -> Iterator[str]:
