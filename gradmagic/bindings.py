@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from typing import Protocol
 
 from .source_tree import COMPREHENSIONS, SourceTree
 
@@ -75,11 +77,22 @@ _GIVING = (ast.Return, ast.Expr)
 """Statements that hand a value on to the caller; of expressions those that `SourceTree.in_scope` gives: ``yield``."""
 
 
+class Run(Protocol):
+    """What is known of how the code around a statement ran."""
+
+    def hands_on(self, call: ast.Call) -> int | None:
+        """Index of the argument that a call returned as it was, or None."""
+
+    def ran(self, statement: ast.AST) -> bool:
+        """Whether something was recorded within a statement."""
+
+
 class Binding:
     """What one statement binds a result to, and whether its function hands the result on to the caller."""
 
-    def __init__(self, tree: SourceTree, node: ast.AST, position: Position) -> None:
+    def __init__(self, tree: SourceTree, node: ast.AST, position: Position, run: Run | None = None) -> None:
         self._tree = tree
+        self._run = run
         self._node = node
         self._position = position
         self._names: list[str] = []
@@ -173,15 +186,44 @@ class Binding:
         scope = self._tree.scope_of(statement)
         if isinstance(scope, ast.Module) or not self._holders:
             return None
-        returns = [n for n in self._tree.in_scope(scope) if isinstance(n, _GIVING) and _begins(n) > _begins(statement)]
-        for found in sorted(returns, key=lambda n: n.lineno):
-            given = found.value.value if isinstance(found.value, ast.Yield) else found.value
-            item = (SOME_ITEM,) if isinstance(found.value, ast.Yield) else ()
+        found = self._tree.in_scope(scope)
+        returns: list[ast.stmt] = sorted((n for n in found if isinstance(n, _GIVING)), key=_begins)
+        for given in returns:
+            if _begins(given) > _begins(statement):
+                position = self._given_by(given, scope, statement)
+                if position is not None:
+                    return position
+        return self._returned_by_another_name(scope, statement, returns)
+
+    def _given_by(self, found: ast.stmt, scope: ast.AST, statement: ast.stmt) -> Position | None:
+        """Position in what a return or yield hands on."""
+        value: ast.expr | None = found.value  # type: ignore[attr-defined]  # one of `_GIVING`
+        given = value.value if isinstance(value, ast.Yield) else value
+        item = (SOME_ITEM,) if isinstance(value, ast.Yield) else ()
+        for name, inside in self._holders:
+            position = self._position_in(given, name)
+            if position is not None and not self._rebound(scope, name, statement, found):
+                self.in_loop = self._leaves_loop(statement, found)
+                return (*item, *position, *inside)
+        return None
+
+    def _returned_by_another_name(
+        self, scope: ast.AST, statement: ast.stmt, returns: list[ast.stmt]
+    ) -> Position | None:
+        """The same for what takes a part of it over: ``result = f()``, ``hidden = result[1]``, ``return 0, hidden``."""
+        assigned = (node for node in self._tree.in_scope(scope) if isinstance(node, ast.Assign))
+        for taken in sorted((node for node in assigned if _begins(node) > _begins(statement)), key=_begins):
             for name, inside in self._holders:
-                position = self._position_in(given, name)
-                if position is not None and not self._rebound(scope, name, statement, found):
-                    self.in_loop = self._leaves_loop(statement, found)
-                    return (*item, *position, *inside)
+                part = _part(taken.value, name, inside)
+                if part is None or self._rebound(scope, name, statement, taken) or len(taken.targets) > 1:
+                    continue
+                other = Binding(self._tree, taken, part, self._run)
+                other._bind(taken.targets[0], part)
+                later = [found for found in returns if _begins(found) > _begins(taken)]
+                positions = {other._given_by(found, scope, taken) for found in later}
+                if len(positions) == 1 and None not in positions:
+                    self.in_loop = other.in_loop
+                    return positions.pop()
         return None
 
     def _leaves_loop(self, inner: ast.stmt, outer: ast.stmt) -> bool:
@@ -193,9 +235,28 @@ class Binding:
         if value is None:
             return None
         if isinstance(value, ast.Tuple):
-            texts = [self._tree.text(element) for element in value.elts]
+            texts = [self._tree.text(self._as_it_is(element)) for element in value.elts]
             return (texts.index(name),) if name in texts else None
-        return () if self._tree.text(value) == name else None
+        return () if self._tree.text(self._as_it_is(value)) == name else None
+
+    def _as_it_is(self, value: ast.expr) -> ast.expr:
+        """The argument that a call hands on as it is; else the value itself."""
+        index = self._run.hands_on(value) if self._run is not None and isinstance(value, ast.Call) else None
+        return value.args[index] if isinstance(value, ast.Call) and index is not None else value
+
+    def _apart(self, one: ast.AST, other: ast.AST) -> bool:
+        """Whether two statements stand in the two branches of an ``if``, so that only one of them runs."""
+        ways = dict(self._branches(one))
+        return any(ways.get(block, way) != way for block, way in self._branches(other))
+
+    def _branches(self, node: ast.AST) -> Iterator[tuple[ast.If, bool]]:
+        while (parent := self._tree.parents.get(node)) is not None:
+            if isinstance(parent, ast.If):
+                yield parent, node in parent.orelse
+            node = parent
+
+    def _has_run(self, statement: ast.stmt) -> bool:
+        return self._run is not None and self._run.ran(statement)
 
     def _rebound(self, scope: ast.AST, name: str, after: ast.stmt, before: ast.stmt) -> bool:
         """Whether every way from `after` to `before` binds the name anew."""
@@ -203,9 +264,26 @@ class Binding:
         for node in self._tree.in_scope(scope):
             if isinstance(node, (ast.Assign, ast.AugAssign)) and _begins(after) < _begins(node) < _begins(before):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if any(self._tree.text(t) == name for t in targets) and around.issuperset(self._tree.blocks_of(node)):
+                always = around.issuperset(self._tree.blocks_of(node)) or self._has_run(node)
+                if always and not self._apart(node, after) and any(self._tree.text(t) == name for t in targets):
                     return True
         return False
+
+
+def _part(value: ast.expr, name: str, inside: Position) -> Position | None:
+    """Where a result stands in ``name``, ``name[1]`` or ``name[1:]``, when it stands at `inside` in the whole."""
+    if isinstance(value, ast.Name):
+        return inside if value.id == name else None
+    if not isinstance(value, ast.Subscript) or not isinstance(value.value, ast.Name) or value.value.id != name:
+        return None
+    first = inside[0] if inside else None
+    if isinstance(value.slice, ast.Constant):
+        return inside[1:] if inside and value.slice.value == first else None
+    lower = value.slice.lower if isinstance(value.slice, ast.Slice) and value.slice.upper is None else None
+    start = lower.value if isinstance(lower, ast.Constant) else None
+    if isinstance(start, int) and isinstance(first, int) and 0 <= start <= first:
+        return (first - start, *inside[1:])
+    return None
 
 
 def _element(elements: list[ast.expr], index: int) -> ast.expr | None:

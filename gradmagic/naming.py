@@ -61,6 +61,7 @@ class Naming:
         self._behind = self._behind_modules()
         self._hooked = {recorder.places[index].path.sites[hook:] for index, hook in self._behind.items()}
         """Calls of modules whose results a hook of the person's has replaced."""
+        sources.recorded_on(place.path.sites for place in recorder.places)
         self._bound = [self._all_bound(place) for place in recorder.places]
         self._contests = self._settle_contests()
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import linecache
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import NamedTuple
 
 from .bindings import Binding, Position, through_c
+from .handing import Calls
 from .history import EarlierCell
 from .records import Location
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
@@ -59,6 +60,21 @@ class BoundName(NamedTuple):
     unfinished: Site | None = None
 
 
+class _LibraryRun:
+    """How a function of a library ran (see `bindings.Run`)."""
+
+    def __init__(self, calls: Calls, code: CodeType, tree: SourceTree) -> None:
+        self._calls = calls
+        self._code = code
+        self._tree = tree
+
+    def hands_on(self, call: ast.Call) -> int | None:
+        return self._calls.hands_on(self._code, self._tree, call)
+
+    def ran(self, statement: ast.AST) -> bool:
+        return self._calls.ran(self._code, self._tree, statement)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a tensor that was not seen at its birth comes from, as far as the source tells."""
@@ -91,6 +107,7 @@ class Sources:
         self._checked: set[str] = set()
         self._spans: dict[CodeType, list[Span]] = {}
         self._foreign: dict[str, bool] = {}
+        self._calls = Calls(self.tree)
         self._unfinished: set[tuple[CodeType, Span]] = set()
         self._bindings: dict[tuple[Site, Position], tuple[list[str], Position | None, bool]] = {}
 
@@ -100,6 +117,10 @@ class Sources:
             site = Site(traceback.tb_frame.f_code, traceback.tb_lasti)
             self._unfinished.add((site.code, self.span(site)))
             traceback = traceback.tb_next
+
+    def recorded_on(self, paths: Iterable[Sequence[Site]]) -> None:
+        """Something was recorded on these paths, and so within the calls along them."""
+        self._calls.note((site.code, self.span(site)) for site in {site for path in paths for site in path})
 
     # ---- what stands at a site
 
@@ -280,7 +301,8 @@ class Sources:
         """What is bound at a site; asked again for every operation below it, so it is remembered."""
         key = (site, position)
         if key not in self._bindings:
-            binding = Binding(tree, node, position)
+            run = _LibraryRun(self._calls, site.code, tree) if self.is_library(site.code) else None
+            binding = Binding(tree, node, position, run)
             names, returned = binding.resolve()
             self._bindings[key] = names, returned, binding.in_loop
         return self._bindings[key]

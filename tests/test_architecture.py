@@ -25,6 +25,7 @@ LAYERS = (
         "namespace",
         "places",
         "bindings",
+        "handing",
         "source_tree",
         "dataflow",
         "history",
@@ -187,7 +188,7 @@ def test_only_cell_and_magic_know_the_shell() -> None:
 
 def test_source_code_is_read_without_torch() -> None:
     """Sources turn code positions into names: strings and syntax trees only."""
-    for module in ("sources", "bindings", "source_tree", "namespace"):
+    for module in ("sources", "bindings", "handing", "source_tree", "namespace"):
         if module in MODULES:
             assert "torch" not in foreign_imports(module), module
 

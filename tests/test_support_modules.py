@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import assert_same_as_plain
+from plain import assert_same_as_plain, run_traced
 
 from gradmagic.tracing import CellSource, trace
 
@@ -171,14 +171,14 @@ def test_the_old_weight_norm_shows_its_two_parameters_at_the_persons_line() -> N
     )
     assert {row.line for row in report.rows} == {3, 4, 5, 6}
     assert [row.name for row in report.rows if row.kind == "parameter"] == ["lin.weight_v", "lin.weight_g", "lin.bias"]
-    weight = [row for row in report.rows if row.op == "_weight_norm"][-1]
+    weight = [row for row in report.rows if row.op == "weight_norm"][-1]
     assert (weight.name, weight.module, weight.grad is not None) == ("lin.weight", "lin", True)
 
 
 @pytest.mark.parametrize(
     ("source", "parameters", "op"),
     [
-        ("weight_norm(nn.Linear(3, 3))", ["original0", "original1"], "_weight_norm"),
+        ("weight_norm(nn.Linear(3, 3))", ["original0", "original1"], "weight_norm"),
         ("spectral_norm(nn.Linear(3, 3))", ["original"], "div"),
         ("orthogonal(nn.Linear(3, 3))", ["original"], "matmul"),
         ("nn.Linear(3, 3)\nparametrize.register_parametrization(lin, 'weight', Symmetric())", ["original"], "add"),
@@ -255,6 +255,31 @@ def test_recurrent_layers_give_outputs_and_states_with_their_names(kind: str, pa
     assert report["out"].shape == (5, 2, 8)
     if kind == "LSTM":
         assert report["c"].reason == "unused"
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("given", ["x", "x[:, 0]", "pack_padded_sequence(x, [3, 5], enforce_sorted=False)"])
+def test_a_state_has_its_name_also_where_the_name_is_bound_anew(kind: str, given: str) -> None:
+    """The layer hands it through a function of its own, which may put its batch into another order, or do nothing."""
+    states = "(h, c)" if kind == "LSTM" else "h"
+    source = f"rnn = nn.{kind}(3, 4)\n_, {states} = rnn({given})\nh = h[-1]\nloss = h.sum()\n"
+    report, _ = run_traced(NN + RECURRENT + source)
+    first, last = [row for row in report.rows if row.name == "h"]
+    assert (first.line, first.shape[-1], last.line, last.op) == (6, 4, 7, "getitem")
+    assert first.op == {"x": kind.lower(), "x[:, 0]": "squeeze"}.get(given, "index_select").replace("rnn", "rnn_tanh")
+
+
+def test_the_states_of_truncated_backpropagation_are_named_in_their_tuple() -> None:
+    """`out, state = lstm(x, state)`, and `state` is bound anew to its detached parts."""
+    report, _ = run_traced(
+        NN + "lstm, state = nn.LSTM(3, 4), None\nfor x in torch.randn(6, 2, 3).split(3):\n"
+        "    out, state = lstm(x, state)\n    out.sum().backward()\n    state = tuple(s.detach() for s in state)\n"
+    )
+    assert [(row.name, row.count) for row in report.rows if row.op == "lstm"] == [
+        ("out", 2),
+        ("state[0]", 2),
+        ("state[1]", 2),
+    ]
 
 
 def test_each_call_of_a_recurrent_cell_has_its_own_state() -> None:

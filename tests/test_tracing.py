@@ -77,6 +77,9 @@ def test_unnamed_sub_expressions_have_rows_with_their_source_text() -> None:
         ("def f(t):\n    out = t * 2\n    return out\ny = f(w)", "y"),
         ("def f(t):\n    out = t * 2\n    return out, 1\ny, _ = f(w)", "y"),
         ("def f(t):\n    return t * 2\ndef g(t):\n    return f(t)\ny = g(w)", "y"),
+        ("def f(t):\n    parts = t.chunk(2)\n    last = parts[1]\n    return 0, last\n_, y = f(w)", "y"),
+        ("def f(t):\n    parts = t.chunk(4)\n    rest = parts[1:]\n    return rest\na, b, y = f(w)", "y"),
+        ("def f(t):\n    if len(t):\n        s = t * 2\n    else:\n        s = t * 3\n    return s\ny = f(w)", "y"),
         ("for y in w * 2: pass", "y"),
         ("s = sum([t for t in w * 2])", "t"),
         ("y = torch.nn.functional.relu(w)", "y"),
@@ -93,6 +96,22 @@ def test_a_tensor_has_the_name_that_the_statement_gives_it(statement: str, name:
     found = row(f"w = torch.ones(4, requires_grad=True)\n{statement}\nloss = w.sum()\n", name)
     assert found.kind == "non-leaf"
     assert found.name == name or name in found.aliases
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "def f(t):\n    s = t * 2\n    out = s\n    out = out + 1\n    return out",
+        "def f(t):\n    s = t * 2\n    out = s\n    s = out + 1\n    return s",
+        "def f(t):\n    parts = (t * 2, t + 1)\n    out = parts[1]\n    return out",
+        "def f(t):\n    s = t * 2\n    if len(t):\n        s = s * 1\n    else:\n        s = s * 3\n    return s + 1",
+    ],
+)
+def test_what_a_function_does_not_return_has_not_the_name_of_its_result(function: str) -> None:
+    """Another name for a value counts until it is bound anew."""
+    report, _ = run_traced(f"w = torch.ones(4, requires_grad=True)\n{function}\ny = f(w)\nloss = y.sum()\n")
+    named = [row.op for row in report.rows if "y" in (row.name, *row.aliases)]
+    assert named == ["add"]
 
 
 def test_the_name_inside_a_function_and_the_callers_name_both_find_the_row() -> None:
