@@ -25,7 +25,7 @@ from .stored import plain_sizes, shape_of
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _FOLLOWED = 15_000
-"""How deep below a root the graph is walked; with `recorder.DEEPEST` this keeps below what PyTorch can free again."""
+"""How deep below a root the graph is walked; with `tensors.DEEPEST` this keeps below what PyTorch can free again."""
 
 
 class _Wire:

@@ -87,7 +87,17 @@ class InnerNode:
 
 
 class Place:
-    """One place in the code that makes one tensor, while the cell still runs. Becomes a `TensorRow`."""
+    """One place in the code that makes one tensor, while the cell still runs. Becomes a `TensorRow`.
+
+    Attributes:
+        leaf_view: a view of a leaf, made under ``no_grad``: it takes over the leaf's requires_grad and has no grad_fn.
+        bare: a leaf whose ``.grad`` was None when it was first seen.
+        given: somebody put a gradient into its ``.grad`` by other means than backward.
+        read: the person's own code looked at its ``.grad``.
+        leaves_torch: no tensor, but what ``.item()`` and the like gave: a number, list or array.
+        crowded: for the first of several leaves side by side (see `beside`): they are too many to be told apart.
+        made_unseen: the block made it, but not by calls that gradtrace can see.
+    """
 
     __slots__ = (
         "activity",
@@ -154,8 +164,8 @@ class Place:
         self.requires_grad = self.is_leaf = self.is_parameter = self.is_floating = False
         self.grad_enabled = True
         self.inference = self.transformed = self.input_requires_grad = False
-        self.leaf_view = False
-        """A view of a leaf, made under ``no_grad``: it takes over the leaf's requires_grad and has no grad_fn."""
+        self.leaf_view = self.bare = self.given = self.read = False
+        self.leaves_torch = self.crowded = self.made_unseen = False
         self.parents: set[int] = set()
         self.series: dict[int, GrowingSeries] = {}
         """Every gradient that reached it, by the loss it came from."""
@@ -172,10 +182,6 @@ class Place:
         """For a tensor not seen at its birth: which argument of how many it was at its first use."""
         self.beside: Place | None = None
         """For a leaf: the first of those that the same code has made and that live side by side."""
-        self.crowded = False
-        """For the first of them: they are too many to be told apart."""
-        self.made_unseen = False
-        """The block made it, but not by calls that gradtrace can see."""
         self.constant_use: Path | None = None
         """Where it was used while it did not require a gradient yet."""
         self.changed: Path | None = None
@@ -188,14 +194,6 @@ class Place:
         """For a view that was changed in place: the new version of what it is a view of."""
         self.cleared: tuple[int, Path] | None = None
         """When and where its ``.grad`` was last set to None."""
-        self.bare = False
-        """A leaf whose ``.grad`` was None when it was first seen."""
-        self.given = False
-        """Somebody put a gradient into its ``.grad`` by other means than backward."""
-        self.read = False
-        """The person's own code looked at its ``.grad``."""
-        self.leaves_torch = False
-        """No tensor, but what ``.item()`` and the like gave: a number, list or array."""
         self.number: float | None = None
         """A number that its inputs were multiplied by."""
         self.activity: PendingActivity | None = None

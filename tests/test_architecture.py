@@ -31,7 +31,7 @@ LAYERS = (
         "history",
         "diagnosis",
     },
-    {"recorder", "tasks", "calls", "operations", "paths", "changes"},
+    {"recorder", "tensors", "tasks", "calls", "operations", "paths", "changes"},
     {"graph", "guest", "births", "accumulation", "failures", "fused", "optimizers", "passes", "journal"},
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
