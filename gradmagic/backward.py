@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .accumulation import GradientBook
-from .failures import failure_of, unseen_changes
+from .failures import failure_of, is_freed, unseen_changes
 from .graph import Listener, nodes_below
 from .guest import GuestParty, guest_of
 from .journal import Journal
 from .operations import tensors_in
-from .passes import Pass, PassFunction, PassLog
+from .passes import Loss, Pass, PassFunction, PassLog
 from .places import Path, Place, Source
 from .raised import told
 from .recorder import Interceptor, Recorder
@@ -388,3 +388,15 @@ def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder
     root = offered if isinstance(offered, Tensor) and is_scalar(offered) else last
     others = tuple(tensor for tensor in bound if tensor is not root)
     return RootChoice(root, others)
+
+
+def freed_below(recorder: Recorder, log: PassLog, root: Tensor) -> Loss | None:
+    """The loss whose pass has used up a part of the graph below a root; None where all of it is there."""
+    if not any(loss.freed is not None for loss in log.losses):
+        return None
+    for step in nodes_below([root])[0].values():
+        for index, _ in (recorder.marks(step.node) or {}).values():
+            loss = log.used_up(recorder.places[index])
+            if loss is not None and is_freed(step.node):
+                return loss
+    return None

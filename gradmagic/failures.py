@@ -127,6 +127,18 @@ def _stale_names(node: Any) -> list[str]:
     return names
 
 
+def is_freed(node: Any) -> bool:
+    """Whether PyTorch has let go of what the node had saved for backward."""
+    for name in dir(node):
+        if name.startswith("_saved_"):
+            try:
+                getattr(node, name)
+            except RuntimeError as error:
+                if "a second time" in str(error):
+                    return True
+    return False
+
+
 def unseen_changes(recorder: Recorder, steps: Mapping[int, Step]) -> list[UnseenChange]:
     """Tensors that nodes of this graph had saved before somebody changed them through ``.data``."""
     if not recorder.changes.any_unseen:

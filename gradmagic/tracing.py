@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import modules as _our_module
 from .accumulation import given_unseen
-from .backward import Ledger, RootChoice, choose_root, is_scalar
+from .backward import Ledger, RootChoice, choose_root, freed_below, is_scalar
 from .calls import straighten
 from .compiled import RunningEagerly
 from .diagnosis.facts import NoRoot
@@ -390,8 +390,10 @@ class _Finish:
 
     def _used_by_grad(self, root: Tensor, namespace: Namespace) -> NoRoot | None:
         """``autograd.grad`` frees the graph like backward does; running into that would be our error, not theirs."""
-        place = self._state.recorder.place_of(root)
-        loss = self._state.ledger.log.used_up(place) if place is not None else None
+        recorder, log = self._state.recorder, self._state.ledger.log
+        place = recorder.place_of(root)
+        with out_of_sight():
+            loss = (log.used_up(place) if place is not None else None) or freed_below(recorder, log, root)
         if loss is None or loss.path is None:
             return None
         site = self._state.sources.person_site(loss.path.sites)
