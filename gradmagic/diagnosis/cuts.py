@@ -26,7 +26,7 @@ def find_cuts(run: RunFacts, flow: Flow, verdicts: Sequence[Verdict]) -> list[Fi
         verdict = verdicts[index]
         if verdict.reason == "cut_upstream" and verdict.culprit is not None:
             by_cut.setdefault(verdict.culprit, []).append(index)
-    found = [_cut(run, flow, cut, rows) for cut, rows in by_cut.items() if not _on_purpose(run, cut, rows)]
+    found = [_cut(run, flow, cut, rows) for cut, rows in by_cut.items() if not _on_purpose(run, flow, cut, rows)]
     return [
         *found,
         *_unused(run, flow, [i for i in dry if verdicts[i].reason == "unused" and _is_missed(run, flow, i)]),
@@ -38,13 +38,17 @@ def find_cuts(run: RunFacts, flow: Flow, verdicts: Sequence[Verdict]) -> list[Fi
 # ---- cuts
 
 
-def _on_purpose(run: RunFacts, cut: int, rows: Sequence[int]) -> bool:
+def _on_purpose(run: RunFacts, flow: Flow, cut: int, rows: Sequence[int]) -> bool:
     """Whether whole modules are kept out of this pass by ``detach`` or ``no_grad``, as for a target network.
 
     An optimizer that holds some of their parameters together with some that did get a gradient speaks against it.
     """
     row = run.rows[cut]
-    anew = row.kind == "leaf" and row.by_library and row.has_gradient  # as torch.func.stack_module_state means it
+    # New leaves take the place of the parameters, as `torch.func.stack_module_state` means it: no module has used those.
+    instead = row.by_library or not any(
+        run.rows[user].module for index in rows for user in flow.consumers.get(index, ())
+    )
+    anew = row.kind == "leaf" and row.has_gradient and instead
     whole = (row.kind == "constant" or anew) and all(run.rows[index].kind == "parameter" for index in rows)
     if not _is_explicit(row) or not whole:
         return False
@@ -325,7 +329,7 @@ def find_leaves(run: RunFacts, flow: Flow) -> list[Finding]:
         leaf = _nameless_leaf(run, flow, index)
         if leaf is not None:
             found.append(_shadowed(run, index, leaf))
-        elif _rebinds(run, index):
+        elif _rebinds(run, index) and not _is_differentiated_through(run, flow, index):
             found.append(_rebound(run, index))
     return found
 
@@ -381,6 +385,12 @@ def _rebinds(run: RunFacts, index: int) -> bool:
         return False  # said in so many words, as for an adversarial example
     updates = ".grad" in row.location.statement and leaf.has_gradient
     return updates or (row.kind == "non-leaf" and not leaf.bound_now and not leaf.adopted)
+
+
+def _is_differentiated_through(run: RunFacts, flow: Flow, index: int) -> bool:
+    """Whether an update is a step of an inner loop: made of gradients that have a graph, and a gradient came back."""
+    above = (run.rows[row] for row in flow.upstream(index))
+    return run.rows[index].has_gradient and any(row.op == "grad" and row.kind == "non-leaf" for row in above)
 
 
 def _leaf_on_the_line(run: RunFacts, index: int) -> RowFacts | None:

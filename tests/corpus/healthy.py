@@ -1465,4 +1465,49 @@ for a in torch.linspace(0, 1, 6):
 attribution = x * total / 6
 """,
     ),
+    Healthy(
+        situation="All parameters as one flat vector, a leaf of its own, that functional_call gets its parts from",
+        cell="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+flat = nn.utils.parameters_to_vector(net.parameters()).detach().requires_grad_()
+named = list(net.named_parameters())
+parts = flat.split([parameter.numel() for _, parameter in named])
+params = {name: part.view_as(parameter) for (name, parameter), part in zip(named, parts)}
+x, y = torch.randn(8, 3), torch.randn(8, 1)
+loss = F.mse_loss(torch.func.functional_call(net, params, (x,)), y)
+loss.backward()
+""",
+    ),
+    Healthy(
+        situation="A learning rate that is learned through unrolled steps of plain gradient descent",
+        cell="""\
+import torch
+torch.manual_seed(0)
+lr = torch.tensor(0.1, requires_grad=True)
+x, y = torch.randn(16, 3), torch.randn(16)
+w = torch.zeros(3, requires_grad=True)
+for _ in range(4):
+    inner = (x @ w - y).pow(2).mean()
+    g, = torch.autograd.grad(inner, w, create_graph=True)
+    w = w - lr * g
+outer = (x @ w - y).pow(2).mean()
+outer.backward()
+""",
+    ),
+    Healthy(
+        situation="A product of the Hessian with a vector, by autograd.grad twice",
+        cell="""\
+import torch
+torch.manual_seed(0)
+w, A, v = torch.randn(4, requires_grad=True), torch.randn(4, 4), torch.randn(4)
+f = (A @ w).tanh().pow(2).sum()
+g, = torch.autograd.grad(f, w, create_graph=True)
+hv, = torch.autograd.grad(g @ v, w)
+""",
+        disclosed=("graph_used_up",),
+    ),
 )
