@@ -288,7 +288,7 @@ def _warn_always() -> Iterator[None]:
 
 
 @pytest.mark.real
-@settings(QUIET, max_examples=100, derandomize=True)
+@settings(QUIET, max_examples=60, derandomize=True)
 @given(programs())
 def test_a_random_program_does_traced_what_it_does_untraced(source: str) -> None:
     """Variables, `.grad`, random stream, output, warnings, errors; and each gradient is in the report."""
