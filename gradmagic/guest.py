@@ -73,7 +73,8 @@ class GuestParty:
         if tensor.is_leaf:
             self._leaves.add(guest)
             self._before_step = self._before_step or _BeforeStep(self)
-        if tensor.grad is not gradient:  # PyTorch refuses to be given some of the gradients that it makes itself
+        if tensor.grad is not gradient:
+            # The attribute refuses what backward itself leaves there: at a sparse CSR leaf, a strided gradient.
             tensor.grad = gradient
 
     def leave(self) -> None:
