@@ -276,7 +276,9 @@ class _Visit:
                 guest = guest_of(tensor)
                 if guest is not None:
                     guest.leave()
-                self._before.append((tensor, None if forget and tensor.is_leaf else tensor.grad))
+                # What the attribute refuses, such as the strided gradient of a sparse CSR leaf, could not be put back.
+                tensor.grad = held = tensor.grad
+                self._before.append((tensor, None if forget and tensor.is_leaf else held))
                 # Set aside, not added to in place: the person may hold this very tensor.
                 tensor.grad = None
                 if tensor.is_leaf and tensor._post_accumulate_grad_hooks:

@@ -16,6 +16,8 @@ from plain import run_plain, run_traced
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
+from gradmagic.tracing import trace
+
 Cell = Callable[[dict[str, Any]], None]
 
 FORWARD = """
@@ -256,3 +258,23 @@ loss = (w * 3).sum()
     namespace["loss"].backward()
     assert namespace["w"].tolist() == [-2.0, -2.0]
     assert namespace["w"].grad is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["sparse CSR", "nested"])
+def test_a_gradient_that_could_not_be_put_back_is_not_set_aside(kind: str) -> None:
+    """PyTorch refuses to set what its own backward has stored: no backward is run then, and the report tells that."""
+    leaf = torch.eye(3).to_sparse_csr() if kind == "sparse CSR" else torch.nested.nested_tensor([torch.ones(2, 3)])
+    leaf.requires_grad_()
+
+    def loss_of() -> torch.Tensor:
+        return (leaf @ torch.ones(3, 2) if kind == "sparse CSR" else leaf.to_padded_tensor(0.0)).sum()
+
+    loss_of().backward()
+    gradient = leaf.grad
+    with trace() as run:
+        loss = loss_of()
+        run.offer(loss)
+    assert leaf.grad is gradient
+    assert run.report is not None
+    assert [finding.kind for finding in run.report.findings] == ["backward_failed"]
