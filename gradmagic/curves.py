@@ -234,6 +234,11 @@ def _at(values: array[_Number], indices: Iterable[int]) -> array[_Number]:
     return array(values.typecode, [values[index] for index in indices])
 
 
+def _append(columns: Iterable[array[Any]], numbers: Iterable[float]) -> None:
+    """One more number for each column: all at once, in C, so that no Ctrl-C leaves columns of different lengths."""
+    any(map(array.append, columns, numbers))
+
+
 def _landmarks(values: Sequence[float]) -> set[int]:
     """Indices of what is never thinned out."""
     if not values:
@@ -255,8 +260,7 @@ class GrowingCurve:
 
     def add(self, value: float, step: int | None = None) -> None:
         """Add the number of one more time (or of the time `step`)."""
-        self._steps.append(self.total if step is None else step)
-        self._values.append(value)
+        _append((self._steps, self._values), (self.total if step is None else step, value))
         self.total += 1
         if len(self._values) > POINTS:
             self._thin()
@@ -293,7 +297,7 @@ class _Statistics(Protocol):
 class GrowingSeries:
     """The gradients of one place from one loss, as backward delivers them: pass after pass, last occurrence first."""
 
-    __slots__ = ("_arrays", "_norm", "_pass_stride", "_stride", "loss", "total")
+    __slots__ = ("_arrays", "_pass_stride", "_stride", "loss", "total")
 
     def __init__(self, loss: int) -> None:
         self.loss = loss
@@ -303,14 +307,17 @@ class GrowingSeries:
             **{name: _floats() for name in ("norm", "min", "max", "zero_fraction")},
             "nan_count": _integers(),
         }
-        self._norm = self._arrays["norm"]
         self._pass_stride = self._stride = 1
+
+    @property
+    def _norm(self) -> array[float]:
+        norms: array[float] = self._arrays["norm"]
+        return norms
 
     def add(self, number: int, step: int, occurrence: int, found: _Statistics) -> None:
         """Add one gradient: of which pass, of which step of its loss, of which occurrence of the place."""
         numbers = (number, step, occurrence, found.norm, found.min, found.max, found.zero_fraction, found.nan_count)
-        for values, value in zip(self._arrays.values(), numbers, strict=True):
-            values.append(value)
+        _append(self._arrays.values(), numbers)
         self.total += 1
         if len(self._norm) > POINTS:
             self._thin()
@@ -335,7 +342,6 @@ class GrowingSeries:
     def _keep(self, kept: Sequence[int]) -> None:
         if len(kept) < len(self._norm):
             self._arrays = {name: _at(values, kept) for name, values in self._arrays.items()}
-            self._norm = self._arrays["norm"]
 
     def _groups(self) -> Iterator[range]:
         return _runs(self._arrays["passes"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
 from dataclasses import dataclass
 
 import pytest
+from interrupts import interrupted, moments_of
 
 from gradmagic.curves import POINTS, Curve, GradSeries, GrowingCurve, GrowingSeries, joined
 
@@ -167,3 +169,29 @@ def test_a_frozen_curve_does_not_grow_with_its_source() -> None:
     before = growing.frozen()
     growing.add(2.0)
     assert before.values == array("d", [1.0])
+
+
+def grow(series: GrowingSeries, curve: GrowingCurve) -> None:
+    """Until both have thinned themselves out; each number is that of its pass."""
+    for step in range(50):
+        series.add(step, step, 0, Numbers(step))
+        curve.add(step)
+
+
+def test_ctrl_c_at_any_moment_leaves_no_number_to_another_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the cell catches it and goes on."""
+    monkeypatch.setattr("gradmagic.curves.POINTS", 40)
+    monkeypatch.setattr("gradmagic.curves._ENOUGH", 30)
+    moments = moments_of(lambda: grow(GrowingSeries(0), GrowingCurve()))
+    assert len(moments) > 20
+    for moment in moments:
+        series, curve = GrowingSeries(0), GrowingCurve()
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupted(lambda: grow(series, curve), moment)  # noqa: B023 - it is called at once
+        series.add(100, 100, 0, Numbers(100))
+        curve.add(100, 100)
+        found, values = joined([(0, series)]), curve.frozen()
+        assert found.norm.tolist() == found.passes.tolist()
+        assert len(found.nan_count) == len(found.norm)
+        assert values.values.tolist() == values.steps.tolist()
+        assert (found.norm[-1], values.values[-1]) == (100, 100)
