@@ -117,12 +117,12 @@ class BirthWatch:
         """Whom a node belongs to."""
         self._owners[key] = (owner, grad_fn)
 
-    def look_after(self, node: Any, key: int, grad_fn: str) -> Any | None:
-        """Look at a node right after it has run; returns the handle of the hook, or None where there is no need."""
+    def look_after(self, node: Any, key: int, grad_fn: str) -> _AfterNode | None:
+        """The hook that looks at a node right after it has run, or None where there is no need."""
         if _plain(grad_fn) not in _RISKY or not _on_cpu(node):
             return None
         hook = self._risky[key] = _AfterNode(self, node, key)
-        return node.register_hook(hook)
+        return hook
 
     def let_go(self) -> None:
         """The pass is over: hold no node any more."""

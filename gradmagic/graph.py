@@ -7,7 +7,7 @@ tensor hook of the person's, so a gradient that such a hook changed is seen as c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,10 +29,7 @@ _FOLLOWED = 15_000
 
 
 class _Wire:
-    """What leads from the hooks of a pass to its listener, until it is cut.
-
-    An interrupt can come between setting a hook and noting its handle. Such a hook stays on its node, deaf.
-    """
+    """What leads from the hooks of a pass to its listener, until it is cut: then those not taken off yet are deaf."""
 
     __slots__ = ("listener",)
 
@@ -162,6 +159,7 @@ class Listener:
         self._path = path
         self._wire = _Wire(self)
         self._handles: list[Any] = []
+        self._setting: tuple[Callable[[Any], Any], Any] | None = None
         self._inner_counts: dict[tuple[int, int], int] = {}
         self._marks: dict[int, dict[int, Owner]] = {}
         self.complete = True
@@ -197,9 +195,26 @@ class Listener:
     def _watch(self, node: Any, key: int, owner: Owner | None) -> None:
         name = _name_of(node)
         self.watch.know(key, owner, name)
-        handle = self.watch.look_after(node, key, name)
-        if handle is not None:
-            self._handles.append(handle)
+        hook = self.watch.look_after(node, key, name)
+        if hook is not None:
+            self._set(node.register_hook, hook)
+
+    def _set(self, register: Callable[[Any], Any], hook: Any) -> None:
+        """Set a hook; until its handle is noted, it is known where it may be."""
+        self._setting = register, hook
+        self._handles.append(register(hook))
+        self._setting = None
+
+    def _take_off_unnoted(self) -> None:
+        """An interrupt came between setting a hook and noting its handle: another one's handle leads to it."""
+        if self._setting is None:
+            return
+        register, unnoted = self._setting
+        handle = register(_nothing)
+        hooks = handle.hooks_dict_ref()
+        for number in [number for number, hook in hooks.items() if hook is unnoted or hook is _nothing]:
+            del hooks[number]
+        self._setting = None
 
     def _listen_at_leaves(self) -> None:
         """Leaves that the walk cannot find: too deep, or in a graph that a custom backward makes (checkpoint)."""
@@ -207,7 +222,7 @@ class Listener:
             place = entry.place
             if place is not None and tensor.is_leaf and tensor.requires_grad and place.index not in self.reached:
                 hook = partial(_received_at_leaf, self._wire, place.index, entry.occurrence)
-                self._handles.append(tensor.register_hook(hook))
+                self._set(tensor.register_hook, hook)
 
     def received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
         """A gradient arrived at a leaf that the walk has not found: it is too deep, or in a graph of another's."""
@@ -237,6 +252,7 @@ class Listener:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._take_off_unnoted()
 
     def _listen(self, node: Any, consumer: Owner | None, leaves: list[Tensor]) -> Owner | None:
         """Hook one node; returns the place it belongs to, which also owns the unseen nodes behind it."""
@@ -259,7 +275,7 @@ class Listener:
         self._marks[id(node)] = marks
         if consumer is not None:
             recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
-        self._handles.append(node.register_prehook(_KnownNode(self._wire, node, marks)))
+        self._set(node.register_prehook, _KnownNode(self._wire, node, marks))
         return next(iter(marks.values()))
 
     def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
@@ -280,7 +296,7 @@ class Listener:
             steps.append(InnerNode(name, shapes_of(node)))
         elif steps[number].grad_fn != name:
             steps.insert(number, InnerNode(name, shapes_of(node)))
-        self._handles.append(node.register_prehook(_InnerHook(self._wire, node, steps[number], consumer[1])))
+        self._set(node.register_prehook, _InnerHook(self._wire, node, steps[number], consumer[1]))
         return consumer
 
     def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
@@ -313,6 +329,10 @@ class Listener:
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
             self._recorder.fault("gradient statistics", error)
             return None
+
+
+def _nothing(*_: object) -> None:
+    return None
 
 
 def _received_at_leaf(wire: _Wire, place: int, occurrence: int, gradient: Tensor) -> None:

@@ -191,6 +191,11 @@ def test_an_interrupt_reaches_the_person_and_leaves_everything_as_it_was(name: s
     assert check_some(name, lambda moments: moments[::40]) > 10
 
 
+def test_an_interrupt_right_after_a_hook_was_set_takes_it_off() -> None:
+    """The hook is on its node, and its handle has not been returned yet."""
+    assert check_some("by_itself", lambda moments: [each for each in moments if "._set" in each[0].co_qualname]) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CELLS)
