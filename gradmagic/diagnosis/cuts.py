@@ -213,7 +213,8 @@ _CASTS = frozenset({"long", "int", "short", "byte", "to", "type", "bool", "char"
 def _is_missed(run: RunFacts, flow: Flow, index: int) -> bool:
     """Whether somebody waits for a gradient of an unused leaf: not so for a module that no optimizer was given."""
     module = next((module for module in run.modules if index in module.parameters), None)
-    if not recorded_uses(index, run, flow) and flow.consumers.get(index):
+    uses = [run.rows[use] for use in flow.consumers.get(index, ())]
+    if uses and all(use.op in _ON_PURPOSE or not use.grad_enabled or use.inference for use in uses):
         return any(index in optimizer.rows for optimizer in run.optimizers)
     if module is None or any(run.rows[other].has_gradient for other in module.parameters):
         return run.rows[index].bound_now
