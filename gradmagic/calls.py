@@ -11,6 +11,7 @@ import torch
 _CALL: CodeType = (lambda func, args, kwargs: func(*args, **kwargs)).__code__
 CALL_NAME = "<gradtrace call>"
 _PACKAGE = __name__.partition(".")[0] + "."
+_OPERATOR: CodeType = torch._ops.OpOverloadPacket.__call__.__code__
 _HANDLER: CodeType = torch.overrides.handle_torch_function.__code__
 
 
@@ -77,13 +78,15 @@ def straighten(traceback: TracebackType | None) -> None:
     """Take the detour by way of the recorder out of a traceback, in place.
 
     A function of PyTorch that is written in Python first hands itself over (``F.batch_norm`` ->
-    ``handle_torch_function``) and is then called again: the traceback would show it twice.
+    ``handle_torch_function``) and is then called again: the traceback would show it twice. ``torch.ops`` do so in C.
     """
     steps = []
     while traceback is not None:
         steps.append(traceback)
         traceback = traceback.tb_next
     for index in range(len(steps) - 2, 0, -1):
+        if steps[index].tb_frame.f_code is steps[index + 1].tb_frame.f_code is _OPERATOR:
+            steps[index - 1].tb_next = steps[index + 1]
         if steps[index].tb_frame.f_code is _HANDLER:
             again = steps[index + 1]
             first = [step for step in steps[1:index] if step.tb_frame.f_code is again.tb_frame.f_code]

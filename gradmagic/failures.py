@@ -96,9 +96,11 @@ def _candidates(recorder: Recorder, consumer: Place, stale: Sequence[str]) -> li
 
 
 def _versions(place: Place) -> Iterator[Place]:
-    """Earlier versions of the same tensor."""
-    while place.inherits is not None:
+    """Earlier versions of the same tensor. Of two lines of a loop that change it, each inherits from the other."""
+    seen = {place}
+    while place.inherits is not None and place.inherits not in seen:
         place = place.inherits
+        seen.add(place)
         yield place
 
 

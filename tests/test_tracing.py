@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -788,3 +790,28 @@ def test_looking_at_the_source_warns_of_nothing_again() -> None:
     assert told == 1
     assert len(caught) == 2 * told
     assert [row.name for row in report.rows if row.name] == ["w", "y", "loss"]
+
+
+def test_two_in_place_lines_of_a_loop_are_told_apart_when_backward_fails() -> None:
+    """Each is a version of the other; looking for the change that broke backward comes to an end."""
+    report, _ = run_traced(
+        "e = torch.full((3,), 0.5, requires_grad=True) * 1\n"
+        "for i in range(2):\n    e *= e\n    e += 1\nloss = e.sum()\n"
+    )
+    (found,) = [finding for finding in report.findings if finding.kind == "changed_in_place"]
+    assert "`e *= e` (line 3)" in found.message
+
+
+def test_the_traceback_of_an_operator_shows_it_once() -> None:
+    """`torch.ops` hands itself to the recorder and is called again; without a trace it stands there once."""
+
+    def wrong() -> None:
+        torch.ops.aten.relu(torch.ones(2), no_such=torch.ones(2))
+
+    seen = []
+    for around in (contextlib.nullcontext(), trace()):
+        with pytest.raises(RuntimeError) as caught, around:
+            wrong()
+        seen.append([(frame.filename, frame.name) for frame in traceback.extract_tb(caught.value.__traceback__)][1:])
+    assert seen[0] == seen[1]
+    assert [name for _, name in seen[0]] == ["wrong", "__call__"]
