@@ -104,11 +104,10 @@ def _inside(name: str, value: Any, is_module: bool) -> Iterator[tuple[str, Any]]
     elif type(value) is dict and len(value) <= _ITEMS:
         yield from ((f"{name}[{_plain_repr(key)}]", item) for key, item in value.items() if _is_key(key, item))
     elif _has_plain_attributes(value):
-        attributes = object.__getattribute__(value, "__dict__")
-        yield from ((f"{name}.{key}", item) for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_")
+        yield from ((f"{name}.{key}", item) for key, item in _public_attributes(value))
         if is_module:
             # Kept by nn.Module apart from its other attributes; parameters are named through named_parameters.
-            children = attributes.get("_modules") or {}
+            children = object.__getattribute__(value, "__dict__").get("_modules") or {}
             yield from ((f"{name}.{key}", item) for key, item in children.items())
     elif not isinstance(value, type):
         yield from ((f"{name}.{slot}", item) for slot, item in _slots_of(value) if slot[:1] != "_")
@@ -121,9 +120,13 @@ def contents(value: Any) -> Iterable[Any]:
     if type(value) is dict:
         return itertools.islice(list(value.values()), _ITEMS)
     if type(value).__dictoffset__ and _has_plain_attributes(value):
-        attributes = object.__getattribute__(value, "__dict__")
-        return [item for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_"]
+        return [item for _, item in _public_attributes(value)]
     return ()
+
+
+def _public_attributes(value: Any) -> list[tuple[str, Any]]:
+    attributes = object.__getattribute__(value, "__dict__")
+    return [(key, item) for key, item in list(attributes.items())[:_ITEMS] if key[:1] != "_"]
 
 
 def _fields_of(value: Any) -> tuple[str, ...] | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Any
 
 from .modules import ModuleRegistry
 from .paths import Paths, is_torchs
 from .places import Path
-from .recorder import Interceptor, Recorder
+from .recorder import Recorder
 
 _MARKS: ContextVar[tuple[object, ...]] = ContextVar("gradmagic_recorders", default=())
 """The marks of the recorders that the running task is recorded by. A task inherits them from the one that starts it."""
@@ -46,20 +44,12 @@ class TaskPaths(Paths):
 class TaskRecorder(Recorder):
     """Records the task that starts it and the tasks which that one starts, and lets the calls of all others pass."""
 
-    def __init__(
-        self,
-        boundary: FrameType | None,
-        interceptors: dict[Any, Interceptor],
-        variables: Callable[[], Mapping[str, Any]],
-        with_values: bool = False,
-    ) -> None:
-        super().__init__(boundary, interceptors, variables, with_values)
-        self.paths = TaskPaths(boundary, self.modules)
-        self._sleeps = False
-        self._resting = True  # each call is looked at before it is recorded
+    _paths_kind = TaskPaths
+    _sleeps = False
 
     def start(self) -> None:
-        """Begin recording."""
+        """Begin recording; each call is looked at before it is recorded."""
+        self._resting = True
         _MARKS.set((*_MARKS.get(), self.mark))
         super().start()
 

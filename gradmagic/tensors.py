@@ -56,6 +56,8 @@ class Tensors:
         mark: key of the marks in ``node.metadata``.
     """
 
+    _paths_kind: type[Paths] = Paths
+
     def __init__(
         self, boundary: FrameType | None, variables: Callable[[], Mapping[str, Any]], with_values: bool
     ) -> None:
@@ -69,7 +71,7 @@ class Tensors:
         super().__init__()
         self.places: list[Place] = []
         self.modules = ModuleRegistry()
-        self.paths = Paths(boundary, self.modules)
+        self.paths = self._paths_kind(boundary, self.modules)
         self.backlog = Backlog()
         self.faults: dict[str, int] = {}
         self.clock = 0
