@@ -18,6 +18,7 @@ from .failures import failure_of, is_freed, unseen_changes
 from .graph import Listener, nodes_below
 from .guest import GuestParty, guest_of
 from .journal import Journal
+from .keeping import retain
 from .operations import tensors_in
 from .passes import Loss, Pass, PassFunction, PassLog
 from .places import Path, Place, Source
@@ -204,14 +205,16 @@ class Ledger:
         try:
             steps, listener.complete = nodes_below(roots)
             done.unseen = unseen_changes(recorder, steps)
-            leaves = listener.attach(roots, steps)
+            by_cell = done.function == "backward" and done.path is not None
+            leaves = listener.attach(roots, steps, keep=by_cell and listener.complete)
             done.reached, done.complete = listener.reached, listener.complete
             places = [place for root in roots if (place := recorder.place_of(root)) is not None]
             listener.source = self.log.started_from(done, places)
             _note_value(recorder, done, roots)
             done.shape = shape_of(roots[0]) if len(roots) == 1 else ()
             if done.function == "backward":
-                recorder.retain()
+                if by_cell and not listener.complete:
+                    retain(recorder)
                 self._clear(leaves)
                 self._keep_book(recorder, leaves, listener.source)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not keep backward from running

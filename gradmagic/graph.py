@@ -18,7 +18,8 @@ from torch.autograd.function import BackwardCFunction
 
 from .births import BirthWatch, Owner
 from .calls import without_our_lines
-from .places import InnerNode, Path, Source
+from .keeping import Kept, keep, kept_below
+from .places import Entry, InnerNode, Path, Source
 from .recorder import Recorder
 from .statistics import Pending, measure
 from .stored import plain_sizes, shape_of
@@ -40,12 +41,13 @@ class _Wire:
 class _KnownNode:
     """Prehook of a node whose outputs have places."""
 
-    __slots__ = ("grad_fn", "key", "layout", "marks", "wire")
+    __slots__ = ("grad_fn", "kept", "key", "layout", "marks", "wire")
 
-    def __init__(self, wire: _Wire, node: Any, marks: dict[int, Owner]) -> None:
+    def __init__(self, wire: _Wire, node: Any, marks: dict[int, Owner], kept: Kept | None) -> None:
         self.wire = wire
         self.key = id(node)
         self.marks = marks
+        self.kept = kept
         self.grad_fn = _name_of(node)
         # AccumulateGrad stores the gradient in the leaf's own memory layout.
         self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
@@ -63,6 +65,8 @@ class _KnownNode:
                 found.append(listener.received(*self.marks[output], gradient, self.layout))
             else:
                 found.append(listener.received_unclaimed(self, output, gradient))
+            if self.kept is not None and output in self.kept:
+                listener.keep(self.kept[output], gradient)
         listener.watch.received(self.key, [pending for pending in found if pending is not None])
 
 
@@ -171,12 +175,15 @@ class Listener:
         self.nodes = NodeCount()
         self.hidden: dict[int, set[int]] = {}
         self._owners: dict[int, Owner | None] = {}
+        self._kept: dict[int, Kept] = {}
 
-    def attach(self, roots: Sequence[Tensor], steps: dict[int, Step]) -> list[Tensor]:
-        """Hook every node below the roots; returns the leaves found."""
+    def attach(self, roots: Sequence[Tensor], steps: dict[int, Step], keep: bool) -> list[Tensor]:
+        """Hook every node below the roots, and `keep` the gradients of non-leaves; returns the leaves found."""
         for root in roots:
             self._recorder.used(root, self._path)
         self._take_in_persons(steps)
+        if keep:
+            self._kept = kept_below(self._recorder, steps)
         if torch.is_anomaly_enabled():
             _tell_persons_lines(steps)
         leaves: list[Tensor] = []
@@ -249,6 +256,7 @@ class Listener:
         self._wire.listener = None
         self.watch.let_go()
         self._owners.clear()
+        self._kept.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -275,7 +283,7 @@ class Listener:
         self._marks[id(node)] = marks
         if consumer is not None:
             recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
-        self._set(node.register_prehook, _KnownNode(self._wire, node, marks))
+        self._set(node.register_prehook, _KnownNode(self._wire, node, marks, self._kept.get(id(node))))
         return next(iter(marks.values()))
 
     def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
@@ -322,6 +330,13 @@ class Listener:
         if pending is not None:
             inner.receive(output, self.source, occurrence, pending, self._recorder.backlog)
         return pending
+
+    def keep(self, entry: Entry, gradient: Tensor) -> None:
+        """A gradient arrived at a tensor that is there to look at afterwards."""
+        try:
+            keep(entry, gradient)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
+            self._recorder.fault("gradients of non-leaves", error)
 
     def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
         try:

@@ -251,7 +251,7 @@ class FailedCall:
 class Entry:
     """What is known of one tensor object: the place and occurrence of its newest version."""
 
-    __slots__ = ("depth", "gradient_of", "occurrence", "place", "ref", "requires_grad", "version")
+    __slots__ = ("depth", "given", "gradient_of", "kept", "occurrence", "place", "ref", "requires_grad", "version")
 
     def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor, depth: int) -> None:
         self.ref = ref
@@ -263,6 +263,16 @@ class Entry:
         """How many operations lie between the tensor and the first inputs, at most."""
         self.gradient_of: TensorWeakRef | None = None
         """For a tensor that was read from ``.grad``: whose gradient it is."""
+        self.kept: TensorWeakRef | None = None
+        """What a pass of the cell's has left in ``.grad`` for the person to look at; see `keeping`."""
+        self.given = False
+        """Whether the person has put something into ``.grad``."""
+
+    def forget_gradient(self, tensor: Tensor) -> None:
+        """Take what was kept out of the ``.grad`` of the tensor, where it would now count as the person's."""
+        if self.kept is not None and tensor.grad is self.kept():
+            tensor.grad = None
+        self.kept = None
 
 
 def version_of(tensor: Tensor) -> int:

@@ -361,7 +361,10 @@ class Recorder(Tensors, TorchFunctionMode):
     def _property_set(self, func: Any, args: tuple[Any, ...]) -> None:
         if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2:
             return
-        place = self.place_of(args[0])
+        entry = self.entry(args[0])
+        if entry is not None:
+            entry.given, entry.kept = args[1] is not None, None
+        place = entry.place if entry is not None else None
         if args[1] is None:
             self._cleared(args[0], place, self.paths.of(sys._getframe(4)))
         elif self.watcher is not None:

@@ -23,7 +23,7 @@ from .paths import Paths
 from .places import Entry, Path, Place, version_of
 from .raised import told
 from .statistics import Backlog, measure
-from .stored import is_closed, is_watched, plain_sizes, shape_of
+from .stored import plain_sizes, shape_of
 
 FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
@@ -282,6 +282,7 @@ class Tensors:
         if before is None:
             return
         if name == "detach_" and known.requires_grad:
+            known.forget_gradient(tensor)
             self._new_version(before, path, name, position, tensor, parents)
             return
         if node is None or not fresh:
@@ -373,9 +374,9 @@ class Tensors:
         self._entries.pop(id(tensor), None)  # a new tensor may have the id of one that is gone: it stands at the end
         self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor, self._depth)
         if len(self._entries) > self._sweep_at:
-            self._sweep()
+            self.sweep()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Forget the tensors that are gone."""
         self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
@@ -426,28 +427,6 @@ class Tensors:
             tensor = entry.ref()
             if tensor is not None and entry.place is not None and tells_its_history(tensor):
                 yield tensor, entry
-
-    def retain(self) -> None:
-        """Ask PyTorch to keep ``.grad`` of every non-leaf that is still alive.
-
-        Done just before backward rather than at birth: retain_grad does not follow every in-place operation
-        (``t_``, ``squeeze_``, ``unsqueeze_``...) to the newest version.
-        """
-        with torch._C.DisableTorchFunction():
-            self._sweep()
-            for tensor, entry in self.alive():
-                if tensor.requires_grad and not tensor.is_leaf and not tensor.retains_grad:
-                    self._retain(tensor, entry)
-
-    def _retain(self, tensor: Tensor, entry: Entry) -> None:
-        if tensor.layout is not torch.strided or (entry.place is not None and entry.place.transformed):
-            return  # retain_grad on a sparse CSR tensor makes backward itself raise
-        if is_watched() or is_closed(tensor):
-            return  # to keep a gradient, PyTorch clones it, and a mode or class of the person's would see that
-        try:
-            tensor.retain_grad()
-        except RuntimeError as error:
-            self.fault("retain_grad", error)
 
 
 def tells_its_history(tensor: Tensor) -> bool:

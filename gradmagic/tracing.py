@@ -27,6 +27,7 @@ from .diagnosis.facts import NoRoot
 from .ending import Ending
 from .fused import FusedCalls
 from .history import History
+from .keeping import retain
 from .live import Clock
 from .namespace import Namespace, look_through
 from .optimizers import OptimizerWatch
@@ -322,7 +323,7 @@ class _Finish:
 
     def _run_backward(self, namespace: Namespace) -> None:
         ledger = self._state.ledger
-        self._state.recorder.retain()
+        retain(self._state.recorder)
         if self.error is not None:
             self._why = None if ledger.log.count else NoRoot("cell_failed")
             return

@@ -32,7 +32,7 @@ LAYERS = (
         "diagnosis",
     },
     {"recorder", "tensors", "tasks", "calls", "operations", "paths", "changes"},
-    {"graph", "guest", "births", "accumulation", "failures", "fused", "optimizers", "passes", "journal"},
+    {"graph", "guest", "keeping", "births", "accumulation", "failures", "fused", "optimizers", "passes", "journal"},
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger"},
     {"render"},

@@ -328,6 +328,36 @@ c = a.detach()
 c.copy_(b)
 loss = (a * c).sum() + w.sum()
 """,
+    "a tensor is squeezed in place and changed, after the cell's own backward": """
+h = torch.relu(torch.ones((), requires_grad=True))
+h.sum().backward()
+h.unsqueeze_(0).squeeze_(0)
+h += 1
+loss = h * 2
+""",
+    "a tensor becomes a leaf after the cell's own backward": """
+w = torch.ones(3, requires_grad=True)
+h = w * 2
+h.sum().backward()
+h.detach_()
+h.requires_grad_()
+(h * 3).sum().backward()
+""",
+    "retain_grad is called between two passes": """
+w = torch.ones(3, requires_grad=True)
+h = w * 2
+h.sum().backward(retain_graph=True)
+h.retain_grad()
+h.sum().backward()
+kept_by_me = h.grad.clone()
+""",
+    "a non-leaf is given a gradient by hand before a pass": """
+w = torch.ones(3, requires_grad=True)
+h = w * 2
+h.grad = torch.full((3,), 7.0)
+h.sum().backward()
+mine = h.grad.clone()
+""",
 }
 """What random programs have shown to go wrong once."""
 
