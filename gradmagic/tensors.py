@@ -371,8 +371,11 @@ class Tensors:
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
         place.ref = TensorWeakRef(tensor)
-        self._entries.pop(id(tensor), None)  # a new tensor may have the id of one that is gone: it stands at the end
-        self._entries[id(tensor)] = Entry(place.ref, place, occurrence, tensor, self._depth)
+        entry = Entry(place.ref, place, occurrence, tensor, self._depth)
+        before = self._entries.pop(id(tensor), None)  # a new tensor may have the id of one that is gone: it stands last
+        if before is not None and before.ref() is tensor:
+            entry.kept, entry.given = before.kept, before.given
+        self._entries[id(tensor)] = entry
         if len(self._entries) > self._sweep_at:
             self.sweep()
 

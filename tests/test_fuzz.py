@@ -343,6 +343,13 @@ h.detach_()
 h.requires_grad_()
 (h * 3).sum().backward()
 """,
+    "a tensor becomes a leaf after the cell's own backward and a change in place": """
+w = torch.ones(3, requires_grad=True)
+h = w * 2
+h.sum().backward()
+h += 1
+h.detach_()
+""",
     "retain_grad is called between two passes": """
 w = torch.ones(3, requires_grad=True)
 h = w * 2
