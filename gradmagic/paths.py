@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
 
 from .calls import CALL_NAME, caller_outside
@@ -20,7 +21,10 @@ from .places import Path
 from .sources import Site
 
 MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
-_FUNCTION_APPLY: CodeType = torch.autograd.Function.__dict__["apply"].__func__.__code__
+_FUNCTION_APPLY: CodeType | None = getattr(
+    getattr(torch.autograd.Function.__dict__["apply"], "__func__", None), "__code__", None
+)
+"""``autograd.Function.apply``; None from PyTorch 2.14 on, where it is no Python function any more."""
 _CLIPPING = frozenset(
     inspect.unwrap(function).__code__
     for function in (clip_grad_norm_, clip_grad_value_)  # both wear a decorator
@@ -35,6 +39,23 @@ _Key = tuple[int, ...]
 def is_torchs(code: CodeType) -> bool:
     """Whether code is PyTorch's own."""
     return code.co_filename.startswith(_TORCH)
+
+
+def _forwards_of(function: type) -> Iterator[CodeType]:
+    """The code of ``forward`` of all classes derived from a custom Function."""
+    derived: type
+    for derived in function.__subclasses__():
+        code = getattr(getattr(derived, "forward", None), "__code__", None)
+        if code is not None:
+            yield code
+        yield from _forwards_of(derived)
+
+
+def _is_applied(frame: FrameType) -> bool:
+    """Whether the frame of a ``forward`` was called by PyTorch: it gives a context, and turns gradients off."""
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    context = frame.f_locals.get(names[0]) if names else None
+    return isinstance(context, BackwardCFunction) or not torch.is_grad_enabled()
 
 
 class Paths:
@@ -56,6 +77,8 @@ class Paths:
         self._sites: dict[tuple[CodeType, Any], Site] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
+        self._forwards: dict[CodeType, bool] = {}
+        """Whether code is the ``forward`` of a custom Function."""
         self.watched: dict[CodeType, Callable[[FrameType], None]] = {}
         """Who wants to know when a piece of code runs for the first time on some path; gets its frame."""
 
@@ -68,6 +91,7 @@ class Paths:
         self._spans.clear()
         self._sites.clear()
         self._applies.clear()
+        self._forwards.clear()
         self.watched.clear()
 
     def here(self, depth: int) -> Path:
@@ -115,7 +139,7 @@ class Paths:
             site = self._site(frame.f_code, frame.f_lasti)
             if frame.f_code is MODULE_CALL:
                 modules.append((frame.f_locals["self"], len(sites)))
-            if frame.f_code is _FUNCTION_APPLY and function_apply is None:
+            if function_apply is None and self._applies_function(frame):
                 function_apply = len(sites)
             if frame.f_code in _CLIPPING:
                 clip = len(sites)
@@ -132,6 +156,14 @@ class Paths:
             outside = [running for running in modules if running[1] > function_apply]
             path.outer_module = self._modules.see(outside, found)
         return path
+
+    def _applies_function(self, frame: FrameType) -> bool:
+        """Whether a frame is the innermost that Python has of a custom Function's application."""
+        if _FUNCTION_APPLY is not None:
+            return frame.f_code is _FUNCTION_APPLY
+        if frame.f_code not in self._forwards:
+            self._forwards[frame.f_code] = frame.f_code in _forwards_of(torch.autograd.Function)
+        return self._forwards[frame.f_code] and _is_applied(frame)
 
     def _path(self, sites: tuple[Site, ...], module: ModuleMark | None) -> Path:
         """The one path through these sites, in this module."""
