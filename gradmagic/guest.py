@@ -28,7 +28,7 @@ class GuestGradient:
         self._version = version_of(gradient)
         self._before = before
         self._party = party
-        self._handle = tensor.register_hook(self)
+        tensor.register_hook(self)
 
     def __call__(self, _: Tensor) -> None:
         """The tensor takes part in another backward."""
@@ -52,8 +52,16 @@ class GuestGradient:
         if tensor is not None and tensor.grad is not before:
             tensor.grad = before
         self._before = None
-        self._handle.remove()
+        self._take_off(tensor)
         self._party.forget(self)
+
+
+    def _take_off(self, tensor: Tensor | None) -> None:
+        """Take the hook off."""
+        # Not by a handle: an interrupt between setting the hook and noting its handle would lose it.
+        hooks = (tensor._backward_hooks if tensor is not None else None) or {}
+        for number in [number for number, hook in hooks.items() if hook is self]:
+            del hooks[number]
 
 
 class GuestParty:
