@@ -183,7 +183,7 @@ class Listener:
             self._recorder.used(root, self._path)
         self._take_in_persons(steps)
         if keep:
-            self._kept = kept_below(self._recorder, steps)
+            self._kept = kept_below(self._recorder, [step.node for step in steps.values()])
         if torch.is_anomaly_enabled():
             _tell_persons_lines(steps)
         leaves: list[Tensor] = []
@@ -225,9 +225,9 @@ class Listener:
 
     def _listen_at_leaves(self) -> None:
         """Leaves that the walk cannot find: too deep, or in a graph that a custom backward makes (checkpoint)."""
-        for tensor, entry in self._recorder.alive():
+        for tensor, entry in self._recorder.leaves():
             place = entry.place
-            if place is not None and tensor.is_leaf and tensor.requires_grad and place.index not in self.reached:
+            if place is not None and place.index not in self.reached:
                 hook = partial(_received_at_leaf, self._wire, place.index, entry.occurrence)
                 self._set(tensor.register_hook, hook)
 

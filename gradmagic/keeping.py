@@ -7,7 +7,8 @@ keeps ``.grad`` when ``detach_`` makes a leaf of it. So the hooks that listen to
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,15 +38,15 @@ def retain(tensors: Tensors) -> None:
                     tensors.fault("retain_grad", error)
 
 
-def kept_below(tensors: Tensors, nodes: Container[int]) -> dict[int, Kept]:
-    """The tensors whose gradients a pass over `nodes` (each by its ``id``) will bring, by the ``id`` of their node."""
+def kept_below(tensors: Tensors, nodes: Iterable[Any]) -> dict[int, Kept]:
+    """The tensors whose gradients a pass over `nodes` will bring, by the ``id`` of their node."""
     found: dict[int, Kept] = {}
-    tensors.sweep()
-    for tensor, entry in tensors.alive():
-        if tensor.retains_grad:
-            entry.forget_gradient(tensor)  # it was not asked for then: PyTorch starts from none
-        elif _wants_gradient(tensor) and id(tensor.grad_fn) in nodes and _can_keep(tensor, entry):
-            found.setdefault(id(tensor.grad_fn), {})[tensor.output_nr] = entry
+    for node in nodes:
+        for tensor, entry in tensors.made_by(node):
+            if tensor.retains_grad:
+                entry.forget_gradient(tensor)  # it was not asked for then: PyTorch starts from none
+            elif _wants_gradient(tensor) and tensor.grad_fn is node and _can_keep(tensor, entry):
+                found.setdefault(id(node), {})[tensor.output_nr] = entry
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,8 +38,9 @@ HELD = (-1, 0)
 _FAULTS = 100
 _WORDS = 200
 """So many letters of an error are kept."""
-_SWEEP_AT = 20_000
+_SWEEP_AT = 2_000
 _ON_A_VIEW = "on a view"
+_Key = TypeVar("_Key")
 
 
 class Tensors:
@@ -80,6 +81,14 @@ class Tensors:
         self._variables = variables
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._entries: dict[int, Entry] = {}
+        self._learning: dict[int, Entry] = {}
+        """Of the leaves that require a gradient, by their ``id``."""
+        self._non_leaves: dict[tuple[int, int], Entry] = {}
+        """Of the non-leaves that require one, by index of the place and occurrence.
+
+        A pass finds what it needs here: to go through all tensors that are alive would take longer with each
+        round of a loop that keeps its losses.
+        """
         self._leaves: dict[tuple[object, ...], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
         self._depth = 1
@@ -123,13 +132,18 @@ class Tensors:
         if place is None:
             return None
         if entry.requires_grad != tensor.requires_grad:
-            entry.requires_grad = tensor.requires_grad
-            self._describe(place, tensor)
+            self._asked(entry, place, tensor)
         elif entry.version != version_of(tensor):
             return self._changed_elsewhere(entry, place, tensor, path)
         if not tensor.requires_grad and place.constant_use is None:
             place.constant_use = path
         return place
+
+    def _asked(self, entry: Entry, place: Place, tensor: Tensor) -> None:
+        """``requires_grad`` of a leaf was switched on or off."""
+        entry.requires_grad = tensor.requires_grad
+        self._describe(place, tensor)
+        self._sort_in(entry, tensor)
 
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
         """The tensor was changed in place by something that did not return it."""
@@ -144,6 +158,7 @@ class Tensors:
         entry.occurrence = place.count
         place.count += 1
         self._mark(node, tensor, place, entry.occurrence)
+        self._sort_in(entry, tensor)
         return place
 
     def _changed_unseen(self, before: Place, tensor: Tensor, node: Any, path: Path) -> Place:
@@ -294,8 +309,7 @@ class Tensors:
                 before.parents.update(parent.index for parent in parents if parent is not before)
             known.version = version_of(tensor)
             if known.requires_grad != tensor.requires_grad:
-                known.requires_grad = tensor.requires_grad
-                self._describe(before, tensor)
+                self._asked(known, before, tensor)
             if len(before.aliases) < 8 and (path, position) not in before.aliases:
                 before.aliases.append((path, position))
             return
@@ -376,13 +390,23 @@ class Tensors:
         if before is not None and before.ref() is tensor:
             entry.kept, entry.given = before.kept, before.given
         self._entries[id(tensor)] = entry
-        if len(self._entries) > self._sweep_at:
+        self._sort_in(entry, tensor)
+        if max(len(self._entries), len(self._non_leaves)) > self._sweep_at:
             self.sweep()
+
+    def _sort_in(self, entry: Entry, tensor: Tensor) -> None:
+        """Put a tensor where a pass looks for it."""
+        if entry.requires_grad and tensor.is_leaf:
+            self._learning[id(tensor)] = entry
+        elif entry.requires_grad and entry.place is not None:
+            self._non_leaves[entry.place.index, entry.occurrence] = entry
 
     def sweep(self) -> None:
         """Forget the tensors that are gone."""
-        self._entries = {key: entry for key, entry in self._entries.items() if entry.ref() is not None}
-        self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries))
+        self._entries = _of_those_alive(self._entries)
+        self._learning = _of_those_alive(self._learning)
+        self._non_leaves = _of_those_alive(self._non_leaves)
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries), 2 * len(self._non_leaves))
 
     # ---- marks on the graph
 
@@ -424,12 +448,31 @@ class Tensors:
         """The tensors that plain variables of the person hold."""
         return [value for value in list(self._variables().values()) if issubclass(type(value), Tensor)]
 
+    def leaves(self) -> Iterator[tuple[Tensor, Entry]]:
+        """Every recorded leaf that still exists and requires a gradient."""
+        for entry in list(self._learning.values()):
+            tensor = entry.ref()
+            if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
+                yield tensor, entry
+
+    def made_by(self, node: Any) -> Iterator[tuple[Tensor, Entry]]:
+        """The tensors that an autograd node has made and that still exist."""
+        for owner in (self.marks(node) or {}).values():
+            entry = self._non_leaves.get(owner)
+            tensor = entry.ref() if entry is not None else None
+            if entry is not None and tensor is not None and self.entry(tensor) is entry and tells_its_history(tensor):
+                yield tensor, entry
+
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""
         for entry in list(self._entries.values()):
             tensor = entry.ref()
             if tensor is not None and entry.place is not None and tells_its_history(tensor):
                 yield tensor, entry
+
+
+def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
+    return {key: entry for key, entry in entries.items() if entry.ref() is not None}
 
 
 def tells_its_history(tensor: Tensor) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from plain import run_traced
+from torch.utils.weak import TensorWeakRef
 
 from gradmagic.curves import POINTS
 from gradmagic.passes import KEPT
@@ -581,6 +582,53 @@ def test_nothing_of_an_iteration_outlives_it() -> None:
         gc.enable()
     # `h` is bound anew before `loss` is: of the last round, `loss` alone could still be there, and is not.
     assert alive == [0, 0, 0, 0]
+
+
+KEEPING = {
+    "losses are kept in a list": ("", "(w * 2).square().sum()"),
+    "losses are kept, and a custom Function may hide a graph": (
+        """
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+""",
+        "Twice.apply(w).square().sum()",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_pass_takes_no_longer_because_the_loop_keeps_its_losses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times as many rounds look at about ten times as many tensors, not at a hundred times as many."""
+    before, loss = KEEPING[name]
+    looks = 0
+    look = TensorWeakRef.__call__
+
+    def counted(ref: TensorWeakRef) -> Any:
+        nonlocal looks
+        looks += 1
+        return look(ref)
+
+    monkeypatch.setattr(TensorWeakRef, "__call__", counted)
+    counts = []
+    for rounds in (20, 200):
+        source = f"""{before}
+w = torch.ones(3, requires_grad=True)
+kept = []
+for _ in range({rounds}):
+    loss = {loss}
+    loss.backward()
+    kept.append(loss.detach())
+"""
+        looks = 0
+        run_traced(source)
+        counts.append(looks)
+    assert counts[1] < 12 * counts[0]
 
 
 MEMORY = """
