@@ -27,6 +27,14 @@ before = set(sys.modules)
 import gradmagic
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
+SHOW = """
+import random
+before = random.getstate()
+from gradmagic.report import Report
+print(Report())
+assert "gradtrace" in Report().to_html()
+assert random.getstate() == before
+"""
 LOADED = ((True, True), True, 1, 1)
 
 
@@ -43,6 +51,11 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     """Not even IPython."""
     assert imported(IMPORT).isdisjoint({"torch", "numpy", "rich", "jinja2", "matplotlib", "pandas", "IPython"})
+
+
+def test_showing_the_first_report_of_a_process_draws_no_random_number() -> None:
+    """Python's own stream, of which rich takes a number when it is imported, goes on as without the magic."""
+    subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True)
 
 
 def test_public_names_are_there() -> None:
