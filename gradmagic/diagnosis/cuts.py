@@ -330,7 +330,7 @@ def find_leaves(run: RunFacts, flow: Flow) -> list[Finding]:
         leaf = _nameless_leaf(run, flow, index)
         if leaf is not None:
             found.append(_shadowed(run, index, leaf))
-        elif _rebinds(run, index) and not _is_differentiated_through(run, flow, index):
+        elif _rebinds(run, flow, index) and not _is_differentiated_through(run, flow, index):
             found.append(_rebound(run, index))
     return found
 
@@ -374,7 +374,7 @@ def _shadowed(run: RunFacts, index: int, leaf: int) -> Finding:
     )
 
 
-def _rebinds(run: RunFacts, index: int) -> bool:
+def _rebinds(run: RunFacts, flow: Flow, index: int) -> bool:
     """Whether a statement ``w = f(w)`` bound the name of a leaf to something that is no leaf that learns."""
     row = run.rows[index]
     if row.kind in ("leaf", "parameter") or row.by_library or not row.is_floating or row.location.function is not None:
@@ -385,7 +385,16 @@ def _rebinds(run: RunFacts, index: int) -> bool:
     if row.kind == "constant" and row.location.statement.endswith(".detach()"):
         return False  # said in so many words, as for an adversarial example
     updates = ".grad" in row.location.statement and leaf.has_gradient
-    return updates or (row.kind == "non-leaf" and not leaf.bound_now and not leaf.adopted)
+    lost = row.kind == "non-leaf" and not leaf.bound_now and not leaf.adopted
+    return updates or (lost and not _is_hidden_state(run, flow, index))
+
+
+def _is_hidden_state(run: RunFacts, flow: Flow, index: int) -> bool:
+    """Whether a loop carries it from one step to the next within one graph: ``h = torch.tanh(h @ W)``."""
+    row = run.rows[index]
+    carried = any(index in flow.upstream(parent) for parent in row.parents)
+    updates = any(run.rows[above].op == "grad" for above in flow.upstream(index))
+    return carried and not updates and row.count > sum(loss.count for loss in run.losses)
 
 
 def _is_differentiated_through(run: RunFacts, flow: Flow, index: int) -> bool:

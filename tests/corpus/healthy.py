@@ -1483,6 +1483,36 @@ loss.backward()
 """,
     ),
     Healthy(
+        situation="A first hidden state that is learned, and a loop that goes on from it",
+        cell="""\
+import torch
+torch.manual_seed(0)
+W = torch.randn(4, 4, requires_grad=True)
+h = torch.zeros(2, 4, requires_grad=True)
+for x in torch.randn(5, 2, 4):
+    h = torch.tanh(h @ W + x)
+loss = h.pow(2).mean()
+loss.backward()
+""",
+    ),
+    Healthy(
+        situation="The same in each of several epochs",
+        cell="""\
+import torch
+torch.manual_seed(0)
+W = (0.5 * torch.randn(4, 4)).requires_grad_()
+optimizer = torch.optim.SGD([W], lr=0.1)
+for epoch in range(3):
+    h = torch.zeros(2, 4, requires_grad=True)
+    for x in torch.randn(5, 2, 4):
+        h = torch.tanh(h @ W + x)
+    loss = h.pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+""",
+    ),
+    Healthy(
         situation="A learning rate that is learned through unrolled steps of plain gradient descent",
         cell="""\
 import torch
