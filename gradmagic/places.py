@@ -103,6 +103,7 @@ class Place:
         "activity",
         "adopted",
         "aliases",
+        "asked",
         "bare",
         "beside",
         "changed",
@@ -162,6 +163,8 @@ class Place:
         self.shape: tuple[int, ...] = ()
         self.dtype = self.device = ""
         self.requires_grad = self.is_leaf = self.is_parameter = self.is_floating = False
+        self.asked = False
+        """Whether it has required a gradient at any time."""
         self.grad_enabled = True
         self.inference = self.transformed = self.input_requires_grad = False
         self.leaf_view = self.bare = self.given = self.read = False

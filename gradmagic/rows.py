@@ -155,6 +155,7 @@ class Assembler:
             transformed=last.transformed,
             input_requires_grad=last.input_requires_grad,
             constant_use=naming.place_location(last.constant_use),
+            switched_off=last.is_leaf and last.asked and not last.requires_grad,
             changed=naming.place_location(last.changed),
             successor=self._row_of.get(last.successor.index) if last.successor is not None else None,
             heir=self._row_of.get(last.heir.index) if last.heir is not None else None,

@@ -84,11 +84,8 @@ class Tensors:
         self._learning: dict[int, Entry] = {}
         """Of the leaves that require a gradient, by their ``id``."""
         self._non_leaves: dict[tuple[int, int], Entry] = {}
-        """Of the non-leaves that require one, by index of the place and occurrence.
-
-        A pass finds what it needs here: to go through all tensors that are alive would take longer with each
-        round of a loop that keeps its losses.
-        """
+        """Of the non-leaves that do, by index of the place and occurrence. A pass looks its own up here: to go
+        through all that are alive would take longer with each round of a loop that keeps its losses."""
         self._leaves: dict[tuple[object, ...], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
         self._depth = 1
@@ -371,6 +368,7 @@ class Tensors:
 
     def _describe(self, place: Place, tensor: Tensor) -> None:
         place.requires_grad = tensor.requires_grad
+        place.asked = place.asked or place.requires_grad
         place.is_leaf = tensor.is_leaf
         place.is_parameter = isinstance(tensor, torch.nn.Parameter)
         place.is_floating = tensor.is_floating_point() or tensor.is_complex()

@@ -406,17 +406,17 @@ class _Finish:
         elsewhere = self._made_elsewhere(namespace)
         if elsewhere is not None:
             return NoRoot("made_elsewhere", elsewhere)
-        if not recorder.places:
-            return NoRoot("nothing_made")
-        if not any(place.requires_grad for place in recorder.places):
-            return NoRoot("nothing_differentiable")
+        asking = [place for place in recorder.places if place.requires_grad]
+        if not asking:
+            return NoRoot("nothing_differentiable" if recorder.places else "nothing_made")
         last = self._offered if isinstance(self._offered, Tensor) else None
         for tensor, _ in recorder.alive() if last is None else ():
             if recorder.made_here(tensor) and namespace.name_of(tensor):
                 last = tensor
         if last is None or last.grad_fn is None or last.numel() == 1:
             self._cut_root = self._scalar_without_graph(namespace)
-            return NoRoot("no_root")
+            computed = self._cut_root is not None or not all(place.is_leaf for place in asking)
+            return NoRoot("no_root" if computed else "nothing_computed")
         return NoRoot("no_scalar", namespace.name_of(last) or self._expression_of(last), shape_of(last))
 
     def _made_elsewhere(self, namespace: Namespace) -> str | None:

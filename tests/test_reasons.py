@@ -135,3 +135,11 @@ def test_the_first_cut_on_the_way_is_blamed_without_any_torch() -> None:
     ]
     assert verdicts[0].culprit == 1
     assert verdicts[2].culprit == 1
+
+
+@pytest.mark.parametrize("switch", ["v.requires_grad = False", "v.requires_grad_(False)"])
+def test_a_leaf_whose_request_was_withdrawn_is_not_told_to_make_one(switch: str) -> None:
+    """Its line says ``requires_grad=True`` already."""
+    report, _ = run_traced(f"{LEAF}v = torch.ones(3, requires_grad=True)\n{switch}\nloss = (w * v).sum()\n")
+    assert report["v"].reason == "requires_grad_false"
+    assert report["v"].note == "`requires_grad` was switched off; `v.requires_grad_()` switches it on again"

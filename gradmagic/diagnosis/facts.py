@@ -59,6 +59,7 @@ class RowFacts:
         transformed: inside a torch.func transform.
         input_requires_grad: one of the operation's inputs asked for a gradient.
         constant_use: where it was used while it did not ask for a gradient, or None.
+        switched_off: it is a leaf that has asked for a gradient before, and does no longer.
         changed: where it was changed in place afterwards, or None.
         successor: index of the row of the version that this change made, or None.
         heir: index of the row that took over its history: the successor, or the new version of what it is a view of.
@@ -119,6 +120,7 @@ class RowFacts:
     transformed: bool = False
     input_requires_grad: bool = False
     constant_use: Location | None = None
+    switched_off: bool = False
     changed: Location | None = None
     successor: int | None = None
     heir: int | None = None

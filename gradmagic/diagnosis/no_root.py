@@ -14,7 +14,9 @@ def explain_no_root(run: RunFacts, flow: Flow) -> list[Finding]:
     why = run.no_root
     if why is None or run.failed is not None:
         return []
-    if run.passes and (why.kind == "no_root" if why.row is None else flow.cut_above(why.row) is None):
+    if run.passes and (
+        why.kind in ("no_root", "nothing_computed") if why.row is None else flow.cut_above(why.row) is None
+    ):
         return []  # it was `autograd.grad` that the cell wanted
     if why.row is not None:
         return [_without_graph(run, flow, why.row)]
@@ -43,16 +45,22 @@ def _without_graph(run: RunFacts, flow: Flow, row: int) -> Finding:
 
 
 _NO_ROOT = {
-    "nothing_made": ("No torch tensor was made or used in this cell, so there is nothing to trace.", "", "info"),
+    "nothing_made": ("No torch tensor was made in this cell, so there is nothing to trace.", "", "info"),
     "nothing_differentiable": (
-        "Nothing in this cell requires a gradient, so there is nothing to run backward through.",
-        "Make an input with `requires_grad=True`, for example `w = torch.randn(3, requires_grad=True)`.",
+        "Nothing that this cell computes requires a gradient, so there is nothing to run backward through.",
+        "Call a model, or make an input with `requires_grad=True`, for example "
+        "`w = torch.randn(3, requires_grad=True)`.",
         "info",
     ),
     "no_scalar": (
         "No backward ran: the cell made no single number to start from. The last differentiable tensor is "
         "`{subject}`, of shape {shape}.",
         "%%gradtrace --backward {subject}.sum()",
+        "info",
+    ),
+    "nothing_computed": (
+        "No backward ran: this cell has computed nothing that backward could run through.",
+        "",
         "info",
     ),
     "no_root": (

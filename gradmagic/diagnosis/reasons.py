@@ -77,6 +77,8 @@ def _ask_for_it(row: RowFacts) -> str:
         return "does not require grad: nothing it was made from does"
     if row.name is None or not row.name.isidentifier():
         return "does not require grad"
+    if row.switched_off:
+        return f"`requires_grad` was switched off; `{row.name}.requires_grad_()` switches it on again"
     if row.op.rpartition(".")[2] in FACTORIES:
         return "does not require grad; `requires_grad=True` asks for it"
     return f"does not require grad; `{row.name}.requires_grad_()` asks for it"
