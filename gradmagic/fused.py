@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from .modules import named
 from .namespace import contents
+from .numbering import numbered_apart
 from .operations import tensors_in
 from .paths import MODULE_CALL
 from .recorder import Recorder
@@ -79,6 +80,7 @@ class FusedCalls:
     def _constructed(self, _: FrameType) -> None:
         self._register()
 
+    @numbered_apart()
     def _register(self) -> None:
         if not self._handles:
             before = register_module_forward_pre_hook(self._before)

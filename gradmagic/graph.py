@@ -19,6 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from .births import BirthWatch, Owner
 from .calls import without_our_lines
 from .keeping import Kept, keep, kept_below
+from .numbering import numbered_apart
 from .places import Entry, InnerNode, Path, Source
 from .recorder import Recorder
 from .statistics import Pending, measure
@@ -177,6 +178,7 @@ class Listener:
         self._owners: dict[int, Owner | None] = {}
         self._kept: dict[int, Kept] = {}
 
+    @numbered_apart()
     def attach(self, roots: Sequence[Tensor], steps: dict[int, Step], keep: bool) -> list[Tensor]:
         """Hook every node below the roots, and `keep` the gradients of non-leaves; returns the leaves found."""
         for root in roots:
@@ -251,6 +253,7 @@ class Listener:
             self.reached.update(place for output, (place, _) in marks.items() if output in step.outputs)
         self._marks.clear()
 
+    @numbered_apart()
     def detach(self) -> None:
         """Take every hook off. Once more does no harm, and finishes what an interrupt kept from being done."""
         self._wire.listener = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 from torch.utils.weak import TensorWeakRef
 
+from .numbering import numbered_apart
 from .places import version_of
 
 
@@ -74,6 +75,7 @@ class GuestParty:
     def __contains__(self, guest: GuestGradient) -> bool:
         return guest in self._leaves
 
+    @numbered_apart()
     def invite(self, tensor: Tensor, gradient: Tensor, before: Tensor | None) -> None:
         """Put `gradient` into the tensor's ``.grad`` as a guest that gives way to `before`."""
         # The hook comes first: an interrupt must not leave a gradient that no hook takes away again.

@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
 
 from .accumulation import Account, GradientBook
 from .curves import GrowingCurve
+from .numbering import numbered_apart
 from .places import Path, Place
 from .recorder import Recorder
 from .statistics import Waiting, stacked
@@ -101,6 +102,7 @@ class OptimizerWatch:
         self._by_hand: dict[int, int] = {}
         self._evaluating: set[int] = set()
 
+    @numbered_apart()
     def start(self) -> None:
         """Begin to watch."""
         register_optimizer_step_pre_hook(self._about_to_step)

@@ -59,6 +59,26 @@ def test_the_report_keeps_no_tensor_module_or_frame_alive() -> None:
     assert report["loss"].tensor is None
 
 
+def test_the_hooks_of_the_person_have_the_numbers_that_they_have_without_the_trace() -> None:
+    """A module shows them; ours are used up by watching steps, modules and backward, and by the guests."""
+    watched = torch.ones(2, requires_grad=True)
+    numbers = [watched.register_hook(print).id]
+    with trace(namespace={}):
+        numbers.append(watched.register_hook(print).id)
+        attention = torch.nn.MultiheadAttention(4, 2)
+        optimizer = torch.optim.SGD(attention.parameters())
+        x = torch.ones(3, 1, 4)
+        numbers.append(watched.register_hook(print).id)
+        loss = attention(x, x, x)[0].sqrt().sum()
+        loss.backward()
+        optimizer.step()
+        numbers.append(attention.register_forward_hook(lambda *_: None).id)
+    with trace(namespace={}):
+        loss = attention(x, x, x)[0].sum()
+    numbers.append(watched.register_hook(print).id)
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
 def test_intermediates_are_freed_while_the_cell_still_runs() -> None:
     """A tensor that the cell deletes is gone at once, as without the magic."""
     gc.disable()
