@@ -7,6 +7,8 @@ import torch
 from alike import assert_alike
 from plain import run_traced
 
+from gradmagic.tracing import trace
+
 FROM_LOSS = {
     "complex": """
 w = torch.randn(3, dtype=torch.cfloat, requires_grad=True)
@@ -584,3 +586,23 @@ def test_another_device_gives_the_gradients_that_it_gives_untraced(device: str) 
     assert report["w"].device.startswith(device)
     assert report["w"].grad.values == (2.0, 2.0, 2.0)
     assert namespace["h"].grad.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ["of two tensors", "of a module's parameters"])
+def test_a_swap_that_pytorch_refuses_because_of_the_trace_is_said_to_be_that(how: str) -> None:
+    """PyTorch swaps no tensor that anything refers to weakly; the same cell runs without the magic."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with pytest.raises(RuntimeError, match=r"weakref|swap"), trace(namespace={}) as run:
+            if how == "of two tensors":
+                a, b = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+                torch.utils.swap_tensors(a, b)
+            else:
+                model = torch.nn.Linear(2, 2)
+                model(torch.ones(2))
+                model.half()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert run.report is not None
+    assert [finding.kind for finding in run.report.findings] == ["swap_refused"]
+    assert "gradtrace" in run.report.findings[0].message

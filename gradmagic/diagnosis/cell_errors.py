@@ -60,6 +60,13 @@ _KNOWN = (
         "`{source}` ({where}) switches `requires_grad` off for {first}, which was computed from others: only leaves have that switch.",
         "{switched}",
     ),
+    _Known(
+        r"because it has weakref associated with it|Couldn't swap \w",
+        "swap_refused",
+        "`{source}` ({where}) swaps the contents of tensors (`torch.utils.swap_tensors`), which PyTorch refuses while anything "
+        "refers to them weakly, as gradtrace does while it looks at them.",
+        "Run this cell without the magic: there it works.",
+    ),
 )
 """Texts of PyTorch's own errors (torch/csrc, torch/optim/optimizer.py)."""
 
