@@ -56,7 +56,6 @@ class GuestGradient:
         self._take_off(tensor)
         self._party.forget(self)
 
-
     def _take_off(self, tensor: Tensor | None) -> None:
         """Take the hook off."""
         # Not by a handle: an interrupt between setting the hook and noting its handle would lose it.
