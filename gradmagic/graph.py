@@ -177,6 +177,8 @@ class Listener:
         self.hidden: dict[int, set[int]] = {}
         self._owners: dict[int, Owner | None] = {}
         self._kept: dict[int, Kept] = {}
+        self._steps: dict[int, Step] = {}
+        """What was walked, while the pass runs: a node's ``id`` is its own only while something in Python holds it."""
 
     @numbered_apart()
     def attach(self, roots: Sequence[Tensor], steps: dict[int, Step], keep: bool) -> list[Tensor]:
@@ -190,7 +192,7 @@ class Listener:
             _tell_persons_lines(steps)
         leaves: list[Tensor] = []
         self.watch = BirthWatch({key: step.consumers for key, step in steps.items()})
-        owners = self._owners
+        owners, self._steps = self._owners, steps
         self.nodes.seen = len(steps)
         for key, step in steps.items():
             consumer = owners[step.consumers[0]] if step.consumers else None
@@ -260,6 +262,7 @@ class Listener:
         self.watch.let_go()
         self._owners.clear()
         self._kept.clear()
+        self._steps = {}
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
