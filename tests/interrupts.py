@@ -24,7 +24,8 @@ def checks(code: CodeType) -> frozenset[int]:
     for instruction in dis.get_instructions(code):
         if after_call or instruction.opname == "JUMP_BACKWARD":
             found.add(instruction.offset)
-        after_call = instruction.opname.startswith("CALL") or (after_call and instruction.opname == "CACHE")
+        calls = instruction.opname.startswith("CALL") and "INTRINSIC" not in instruction.opname
+        after_call = calls or (after_call and instruction.opname == "CACHE")
     return frozenset(found)
 
 
