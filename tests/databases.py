@@ -42,8 +42,11 @@ class Counts:
     mismatches: int = 0
     crashes: int = 0
     not_traced: int = 0
+    nondeterministic: int = 0
     seconds: float = 0
     told: list[str] = field(default_factory=list)
+    undetermined: list[str] = field(default_factory=list)
+    """The runs that differ, but so do plain runs of the same: equal they are not, nor is anything proved."""
 
     def take(self, name: str, side_by_side: SideBySide) -> None:
         """Run one sample in one variant."""
@@ -59,6 +62,8 @@ class Counts:
         self.raising += found.raises
         self.mismatches += bool(found.differences)
         self.not_traced += bool(found.not_traced)
+        self.nondeterministic += bool(found.undetermined)
+        self.undetermined += [name] if found.undetermined else []
         self.tell([f"{name}: {text}" for text in found.differences])
         self.tell([f"{name}: not traced: {text}" for text in found.not_traced])
 
@@ -80,28 +85,32 @@ def operators() -> list[Any]:
     return [op for op in op_db if op.supports_autograd]
 
 
-def run_operator(op: Any, dtype: torch.dtype, most: int, wanted: str | None, counts: Counts) -> None:
-    """Run up to `most` samples of an operator, and as many that must raise, in every variant or the one `wanted`."""
+def run_operator(op: Any, dtype: torch.dtype, options: argparse.Namespace, counts: Counts) -> None:
+    """Run some samples of an operator, and as many that must raise, in every variant or the one that is wanted."""
     full_name = f"{op.full_name} {str(dtype).removeprefix('torch.')}"
     undefined = op.name.startswith(("empty", "new_empty"))
-    variants = [(name, variant) for name, variant in _variants(op) if wanted in (None, name)]
-    for kind, samples in (("", _samples(op, dtype)), ("error ", _failing_samples(op))):
-        for number, given in _spread(samples, most):
+    variants = [(name, variant) for name, variant in _variants(op) if options.variant in (None, name)]
+    again = 0 if options.device == "cpu" else 500
+    for kind, samples in (
+        ("", _samples(op, dtype, options.device)),
+        ("error ", _failing_samples(op, options.device)),
+    ):
+        for number, given in _spread(samples, options.samples):
             counts.samples += 1
             for name, variant in variants:
-                side_by_side = SideBySide(partial(fresh, variant, given), undefined, name == "double backward")
+                side_by_side = SideBySide(partial(fresh, variant, given), undefined, name == "double backward", again)
                 counts.take(f"{full_name} {kind}{number} {name}", side_by_side)
 
 
-def _samples(op: Any, dtype: torch.dtype) -> Iterator[Given]:
+def _samples(op: Any, dtype: torch.dtype, device: str) -> Iterator[Given]:
     _seed()
-    for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
+    for sample in op.sample_inputs(device, dtype, requires_grad=True):
         yield sample.input, sample.args, sample.kwargs
 
 
-def _failing_samples(op: Any) -> Iterator[Given]:
+def _failing_samples(op: Any, device: str) -> Iterator[Given]:
     _seed()
-    for failing in op.error_inputs("cpu") if op.error_inputs_func is not None else ():
+    for failing in op.error_inputs(device) if op.error_inputs_func is not None else ():
         sample = failing.sample_input
         yield sample.input, sample.args, sample.kwargs
 
@@ -172,6 +181,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--variant", help="only this one, such as function or 'in place'")
     parser.add_argument("--first", type=int, default=0, help="leave out so many operators at the start")
     parser.add_argument("--step", type=int, default=1, help="take one of so many operators")
+    parser.add_argument("--device", default="cpu", help="where the samples lie, such as cuda")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no operator after so long")
     parser.add_argument("--only", help="just the operator of this name")
     return parser.parse_args()
 
@@ -183,11 +194,13 @@ def main() -> None:
     counts = Counts()
     began = time.perf_counter()
     for op in operators()[options.first :: options.step]:
-        if options.only in (None, op.name, op.full_name):
+        if options.only in (None, op.name, op.full_name) and time.perf_counter() - began < options.seconds:
             counts.operators += 1
             for dtype in (getattr(torch, name) for name in options.dtype):
-                if op.supports_dtype(dtype, "cpu"):
-                    run_operator(op, dtype, options.samples, options.variant, counts)
+                if op.supports_dtype(dtype, torch.device(options.device).type):
+                    run_operator(op, dtype, options, counts)
+            if options.device != "cpu":
+                torch.accelerator.synchronize()  # an error on the device ends the run: after it every call fails alike
     counts.seconds = round(time.perf_counter() - began, 1)
     print(json.dumps(asdict(counts), indent=1))
 
