@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
 from .guest import guest_of
 from .places import Path, Place, Source
 from .recorder import Recorder
-from .statistics import Pending, measure
+from .statistics import Backlog, Pending, measure
 
 BEFORE_THE_CELL = -1
 """In place of a loss: what lay in ``.grad`` when the cell began."""
@@ -95,6 +96,16 @@ class Account:
     thrown: int = 0
     updates: int = 0
 
+    def began_with(self, held: Pending, number: int) -> None:
+        """What ``.grad`` held when pass `number`, the first, came is known only now: zeros are nothing."""
+        if not held.is_zero():
+            return
+        self.held = None
+        self.sums.pop(BEFORE_THE_CELL, None)
+        self.foreign.discard(BEFORE_THE_CELL)
+        if self.first == BEFORE_THE_CELL:
+            self.first = number
+
     def empty(self) -> None:
         """Nothing is left of earlier passes."""
         self.sums.clear()
@@ -120,24 +131,25 @@ class GradientBook:
         self._leaves: list[int] = []
         self._updated = False
 
-    def before_pass(self, leaves: Collection[tuple[int, Tensor]], source: Source) -> None:
+    def before_pass(self, leaves: Collection[tuple[int, Tensor]], source: Source, backlog: Backlog) -> None:
         """A pass is about to add to the ``.grad`` of these leaves, given with the index of their place."""
         self.end_turn()
         self.turn, self._loss = source.number, source.loss
         self._leaves = [place for place, _ in leaves]
         for place, leaf in leaves:
-            self._add(leaf, place, source)
+            self._add(leaf, place, source, backlog)
 
-    def _add(self, leaf: Tensor, place: int, source: Source) -> None:
+    def _add(self, leaf: Tensor, place: int, source: Source, backlog: Backlog) -> None:
         new = place not in self.accounts
         account = self.accounts.setdefault(place, Account())
         held = None if leaf.grad is None or not (new or account.sums) else _held(leaf)
-        if held is None:
+        if held is None or held.is_zero():
             account.empty()
         elif new:
             account.held = held
             account.sums = {BEFORE_THE_CELL: 1}
             account.first = BEFORE_THE_CELL
+            backlog.when_known(held.waiting, partial(account.began_with, held, source.number))
         if not account.sums:
             account.first = source.number
         if account.foreign and account.on_foreign is None and source.loss not in account.foreign:
@@ -215,10 +227,7 @@ def given_unseen(recorder: Recorder) -> Tensor | None:
 
 
 def _held(leaf: Tensor) -> Pending | None:
-    """What a leaf's ``.grad`` holds, if anything but zeros; a guest of gradtrace's does not count."""
+    """What a leaf's ``.grad`` holds, if anything; a guest of gradtrace's does not count."""
     guest = guest_of(leaf)
     gradient = guest.makes_way_for() if guest is not None else leaf.grad
-    if gradient is None:
-        return None
-    held = measure(gradient)
-    return None if held.is_zero() else held
+    return measure(gradient) if gradient is not None else None

@@ -25,7 +25,7 @@ from .places import Path, Place, Source
 from .raised import told
 from .recorder import Interceptor, Recorder
 from .statistics import Pending, measure
-from .stored import out_of_sight, shape_of, values_of
+from .stored import is_capturing, out_of_sight, shape_of, values_of
 
 
 class Ledger:
@@ -159,6 +159,8 @@ class Ledger:
         # Two frames of contextlib and one of ours lie between here and the recorder's handler.
         path = recorder.paths.here(4)
         keep, create = keeps
+        if self.log.is_full and not is_capturing():
+            recorder.backlog.settle()  # which passes are sick, and so not to be forgotten
         done = self.log.begin(path, function, recorder.tick())
         done.frees_graph = not (create if keep is None else keep)
         if inputs is not None:
@@ -231,7 +233,7 @@ class Ledger:
 
     def _keep_book(self, recorder: Recorder, leaves: Sequence[Tensor], source: Source) -> None:
         found = [(place.index, leaf) for leaf in leaves if (place := recorder.place_of(leaf)) is not None]
-        self.book.before_pass(found, source)
+        self.book.before_pass(found, source, recorder.backlog)
 
     # ---- the pass that gradtrace runs
 

@@ -7,21 +7,25 @@ whose derivative can be infinite are looked at then.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
-from .statistics import Pending
-from .stored import is_plain, out_of_sight, unbatched
+from .statistics import Backlog, Pending, Waiting, last_waiting, stacked
+from .stored import is_at_hand, is_plain, out_of_sight, unbatched
 
 Owner = tuple[int, int]
 """Index of a place, and which of its occurrences."""
 
+_TELLS_PACKED = hasattr(torch._C._autograd.SavedTensor, "data")
+"""Whether a saved tensor tells, without unpacking, that hooks of the person's have packed it."""
 _ZERO, _BAD = 1, 2
 _KEPT = 8
 """So many births of each kind are kept for a pass; the first ones are the causes."""
@@ -101,17 +105,29 @@ class BirthWatch:
 
     Attributes:
         births: those found, in the order of backward.
+        fault: told of what failed here.
     """
 
-    def __init__(self, consumers: Mapping[int, Sequence[int]]) -> None:
-        """Prepare; `consumers` tells from which nodes each node receives gradients."""
+    def __init__(
+        self, consumers: Mapping[int, Sequence[int]], backlog: Backlog, fault: Callable[[str, Exception], None]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            consumers: from which nodes each node receives gradients.
+            backlog: what waits for numbers from a device.
+            fault: told of what failed here.
+        """
         self.births: list[BirthPoint] = []
+        self.fault = fault
         self._consumers = consumers
+        self._backlog = backlog
         self._owners: dict[int, tuple[Owner | None, str]] = {}
         self._states: dict[int, int] = {}
         self._ran: set[int] = set()
         self._made_bad: dict[int, _Seen] = {}
-        self._risky: dict[int, _AfterNode] = {}
+        self._risky: set[int] = set()
+        self._hooks: list[_AfterNode] = []
 
     def know(self, key: int, owner: Owner | None, grad_fn: str) -> None:
         """Whom a node belongs to."""
@@ -119,19 +135,24 @@ class BirthWatch:
 
     def look_after(self, node: Any, key: int, grad_fn: str) -> _AfterNode | None:
         """The hook that looks at a node right after it has run, or None where there is no need."""
-        if _plain(grad_fn) not in _RISKY or not _on_cpu(node):
+        if _plain(grad_fn) not in _RISKY:
             return None
-        hook = self._risky[key] = _AfterNode(self, node, key)
+        hook = _AfterNode(self, node, key)
+        self._hooks.append(hook)
+        self._risky.add(key)
         return hook
 
     def let_go(self) -> None:
         """The pass is over: hold no node any more."""
-        for hook in self._risky.values():
+        for hook in self._hooks:
             hook.let_go()
-        self._risky.clear()
+        self._hooks.clear()
 
     def received(self, key: int, gradients: Sequence[Pending]) -> None:
-        """A node received its gradients."""
+        """A node received its gradients. What they are like may be known only later."""
+        self._backlog.when_known(last_waiting(gradients), partial(self._received, key, gradients))
+
+    def _received(self, key: int, gradients: Sequence[Pending]) -> None:
         self._ran.add(key)
         bad = any(gradient.is_bad() for gradient in gradients)
         if not bad and not (gradients and all(gradient.is_zero() for gradient in gradients)):
@@ -170,6 +191,14 @@ class BirthWatch:
         """A node turned a finite gradient into one that is not."""
         self._made_bad[key] = _Seen(saved, upstream)
 
+    def made(self, key: int, made: _Made) -> None:
+        """What a node has made on its device: whether it is bad is known later."""
+        self._backlog.when_known(made.waiting, partial(self._made, key, made))
+
+    def _made(self, key: int, made: _Made) -> None:
+        if not self.is_bad(key) and key not in self._made_bad and made.is_bad():
+            self.made_bad(key, *made.where())
+
 
 class _AfterNode:
     """Hook that runs after a node. The node is let go of at the end of the pass, or the two would keep each other."""
@@ -186,16 +215,58 @@ class _AfterNode:
     def __call__(self, given_on: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
         if self._node is None or self._watch.is_bad(self._key):
             return
-        with out_of_sight(), torch.no_grad():
-            for gradient in given_on:
-                if gradient is not None and _is_bad(unbatched(gradient)):
-                    self._watch.made_bad(self._key, *_where(self._node, gradient, received))
-                    return
+        try:
+            with out_of_sight(), torch.no_grad():
+                self._look(given_on, received)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not become backward's
+            self._watch.fault("gradient births", fault)
+
+    def _look(self, given_on: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
+        for gradient in given_on:
+            if gradient is None or not gradient.numel() or not is_plain(unbatched(gradient)):
+                continue
+            if not is_at_hand(gradient):
+                self._watch.made(self._key, _Made(self._node, gradient, received))
+            elif _is_bad(unbatched(gradient)):
+                self._watch.made_bad(self._key, *_where(self._node, gradient, received))
+                return
+
+
+class _Made:
+    """A gradient that a node made on a device: what it is like where it is worst, and what the node saw there."""
+
+    __slots__ = ("_came", "waiting")
+
+    def __init__(self, node: Any, gradient: Tensor, received: Sequence[Tensor | None]) -> None:
+        whole = unbatched(gradient)
+        came, saved = [], []
+        if whole is gradient:  # else one element of a batch stands for many
+            like = gradient.shape, gradient.device
+            came = [each.abs() for each in received if each is not None and (each.shape, each.device) == like]
+            kept = saved_tensors(node) if _TELLS_PACKED else ()
+            saved = [each for each in kept if (each.shape, each.device) == like and not each.is_complex()]
+        self._came = len(came)
+        flat = _real(whole).reshape(-1)
+        # Of equal ones the first, and of all numbers NaN is the largest: that is what infinity less itself is.
+        worst = (flat - flat).argmax().reshape(1)
+        parts = [flat, *(each.reshape(-1) for each in (*came, *saved))]
+        self.waiting = Waiting(stacked([part.index_select(0, worst) for part in parts]).reshape(-1))
+
+    def is_bad(self) -> bool:
+        """Whether it is not finite; only once the numbers are there."""
+        return not math.isfinite(self.waiting.numbers()[0])
+
+    def where(self) -> tuple[float | None, bool]:
+        """The saved value at the first bad element, and whether the gradient that came in was zero there."""
+        values = self.waiting.numbers()[1:]
+        return _edge(values[self._came :]), 0 in values[: self._came]
+
+
+def _real(gradient: Tensor) -> Tensor:
+    return gradient.abs() if gradient.is_complex() else gradient
 
 
 def _is_bad(gradient: Tensor) -> bool:
-    if not is_plain(gradient):
-        return False
     # A sum that is finite proves that every element is, in one pass over the data.
     return not bool(gradient.sum().isfinite()) and not bool(gradient.isfinite().all())
 
@@ -211,29 +282,37 @@ def _where(node: Any, gradient: Tensor, received: Sequence[Tensor | None]) -> tu
     values = [
         float(saved[index]) for saved in saved_tensors(node) if saved.shape == gradient.shape and not saved.is_complex()
     ]
-    edge = [value for value in values if value in (0.0, 1.0, -1.0) or abs(value) == float("inf") or value != value]
-    return next(iter(edge + values), None), upstream
+    return _edge(values), upstream
+
+
+def _edge(values: Sequence[float]) -> float | None:
+    """The first of some values at which a derivative may be infinite, else the first of all."""
+    edge = (value for value in values if value in (0.0, 1.0, -1.0) or abs(value) == float("inf") or value != value)
+    return next(iter([*edge, *values]), None)
 
 
 def saved_tensors(node: Any) -> Iterator[Tensor]:
-    """The tensors a node has saved for its backward, as far as PyTorch still hands them out."""
-    for name in dir(node):
-        if name.startswith("_saved_"):
-            try:
-                value = getattr(node, name)
-            except Exception:  # noqa: BLE001, S112 - a saved-tensor hook of the person's may refuse to give it twice
-                continue
-            if isinstance(value, Tensor):
-                yield value.detach()
+    """The tensors a node has saved for its backward, as far as PyTorch still hands them out.
+
+    Those that hooks of the person's have packed (checkpointing, offloading) stay packed.
+    """
+    kind: Any = type(node)
+    # The class of a custom Function's node is the person's, and has no such attributes.
+    for name in () if issubclass(kind, BackwardCFunction) else _saved_names(kind):
+        try:
+            packed = _TELLS_PACKED and not isinstance(getattr(node, f"_raw{name}").data, Tensor)
+            value = getattr(node, name) if not packed else None
+        except Exception:  # noqa: BLE001, S112 - PyTorch refuses what was freed, or changed since
+            continue
+        if isinstance(value, Tensor):
+            yield value.detach()
+
+
+@cache
+def _saved_names(kind: Any) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_saved_"))
 
 
 @cache
 def _plain(grad_fn: str) -> str:
     return re.sub(r"Backward\d*$", "", grad_fn)
-
-
-def _on_cpu(node: Any) -> bool:
-    try:
-        return all(metadata.device.type == "cpu" for metadata in node._input_metadata)
-    except (RuntimeError, AttributeError):
-        return False

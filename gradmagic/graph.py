@@ -57,7 +57,7 @@ class _KnownNode:
         listener = self.wire.listener
         if listener is None:
             return
-        listener.now_at = self.key
+        listener.runs(self.key)
         found = []
         for output, gradient in enumerate(gradients):
             if gradient is None:
@@ -86,7 +86,7 @@ class _InnerHook:
         listener = self.wire.listener
         if listener is None:
             return
-        listener.now_at = self.key
+        listener.runs(self.key)
         found = [
             listener.received_inside(self.inner, output, self.occurrence, gradient)
             for output, gradient in enumerate(gradients)
@@ -171,7 +171,7 @@ class Listener:
         self.reached: set[int] = set()
         self.received_by: set[int] = set()
         self.now_at: int | None = None
-        self.watch = BirthWatch({})
+        self.watch = BirthWatch({}, recorder.backlog, recorder.fault)
         self.source = Source(0, 0, 0, 0)
         self.nodes = NodeCount()
         self.hidden: dict[int, set[int]] = {}
@@ -191,7 +191,8 @@ class Listener:
         if torch.is_anomaly_enabled():
             _tell_persons_lines(steps)
         leaves: list[Tensor] = []
-        self.watch = BirthWatch({key: step.consumers for key, step in steps.items()})
+        consumers = {key: step.consumers for key, step in steps.items()}
+        self.watch = BirthWatch(consumers, self._recorder.backlog, self._recorder.fault)
         owners, self._steps = self._owners, steps
         self.nodes.seen = len(steps)
         for key, step in steps.items():
@@ -312,6 +313,11 @@ class Listener:
             steps.insert(number, InnerNode(name, shapes_of(node)))
         self._set(node.register_prehook, _InnerHook(self._wire, node, steps[number], consumer[1]))
         return consumer
+
+    def runs(self, key: int) -> None:
+        """A node is about to run."""
+        self.now_at = key
+        self._recorder.listens_to(torch._C._current_graph_task_id(), self._path)
 
     def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
         """A gradient arrived at an occurrence of a place."""

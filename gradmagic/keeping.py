@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .places import Entry
-from .stored import is_closed, is_watched
+from .stored import is_captured, is_closed, is_watched
 from .tensors import Tensors
 
 Kept = dict[int, Entry]
@@ -80,5 +80,5 @@ def _can_keep(tensor: Tensor, entry: Entry) -> bool:
         return False  # what the person has put there stays
     if tensor.layout is not torch.strided or (entry.place is not None and entry.place.transformed):
         return False  # retain_grad on a sparse CSR tensor makes backward itself raise
-    # To keep a gradient is to clone it, and a mode or class of the person's would see that.
-    return not is_watched() and not is_closed(tensor)
+    # To keep a gradient is to clone it, and a mode, class or CUDA graph of the person's would see that.
+    return not is_watched() and not is_closed(tensor) and not is_captured(tensor)

@@ -134,7 +134,7 @@ class OptimizerWatch:
     def _about_to_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recorder.is_elsewhere():
             return
-        path = self._recorder.paths.here(1)
+        path = self._recorder.path_here(1)
         try:
             with out_of_sight(), torch.no_grad():
                 self._before(optimizer, path, has_closure=len(args) > 1 or bool(kwargs))

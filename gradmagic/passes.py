@@ -139,6 +139,11 @@ class PassLog:
         self._by_key: dict[Hashable, Loss] = {}
         self._stride = 1
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next pass makes some others be forgotten."""
+        return len(self.kept) == KEPT
+
     def begin(self, path: Path | None, function: PassFunction, clock: int) -> Pass:
         """A pass is about to run."""
         done = Pass(self.count, path, function, clock)

@@ -205,6 +205,10 @@ class Paths:
         path = self.of(call)
         return self._path(path.sites[2:], path.module)
 
+    def inside(self, path: Path, outer: Path) -> Path:
+        """A path that began in a thread of autograd's, as part of a pass that was called on another one."""
+        return self._path(path.sites + outer.sites, path.module)
+
     def applied(self, node: Any) -> Path | None:
         """Where the custom Function behind an autograd node was applied, as far as that was seen."""
         return self._applies.get(node._sequence_nr())

@@ -6,6 +6,7 @@ Nothing here holds a tensor, a frame or a module, except weakly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from torch import Tensor
@@ -217,8 +218,11 @@ class Place:
         if last is None or (occurrence, source.number) >= last[:2]:
             self.last_gradient = (occurrence, source.number, pending)
 
-    def see_values(self, values: Pending, occurrence: int) -> None:
+    def see_values(self, values: Pending, occurrence: int, backlog: Backlog) -> None:
         """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""
+        backlog.when_known(values.waiting, partial(self._saw, values, occurrence))
+
+    def _saw(self, values: Pending, occurrence: int) -> None:
         if self.forward is None or not occurrence or not self.forward.is_bad():
             self.forward = values
 

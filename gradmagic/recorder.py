@@ -107,6 +107,7 @@ class Recorder(Tensors, TorchFunctionMode):
         """The other modes on the stack, once the recorder is about to leave it."""
         self._resting = False
         self._thread = get_ident()
+        self._pass: tuple[int, Path] | None = None
 
     def start(self) -> None:
         """Begin recording."""
@@ -130,7 +131,7 @@ class Recorder(Tensors, TorchFunctionMode):
         """Let go of everything that only mattered while the cell ran."""
         super().release()
         self._interceptors = {}
-        self.watcher = None
+        self.watcher = self._pass = None
         self._calls.release()
 
     def rest(self) -> None:
@@ -146,7 +147,26 @@ class Recorder(Tensors, TorchFunctionMode):
 
     def is_elsewhere(self) -> bool:
         """Whether the code that is running now, in another thread, is not what is recorded."""
-        return get_ident() != self._thread
+        return get_ident() != self._thread and not self.runs_for_pass()
+
+    def listens_to(self, task: int, path: Path) -> None:
+        """A node of a pass is about to run: its number among autograd's, and where it was called."""
+        self._pass = task, path
+
+    def runs_for_pass(self) -> bool:
+        """Whether the running code, hooks of the person's, is part of a pass that is listened to.
+
+        For each device but the CPU autograd has a thread of its own, where nodes and hooks run.
+        """
+        task = torch._C._current_graph_task_id()
+        return self._pass is not None and task == self._pass[0]
+
+    def path_here(self, depth: int) -> Path:
+        """The path to the code that is running, `depth` frames above the caller; through a pass, if need be."""
+        path = self.paths.here(depth + 1)
+        if self._pass is not None and get_ident() != self._thread and self.runs_for_pass():
+            return self.paths.inside(path, self._pass[1])
+        return path
 
     def _still_rests(self, frame: FrameType) -> bool:
         self._resting = is_torchs(frame.f_code)

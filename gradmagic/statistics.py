@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .records import GradStats
-from .stored import is_plain, out_of_sight, values_of
+from .stored import finish, free_to_wait, is_at_hand, is_capturing, is_plain, out_of_sight, values_of
 
 VALUES_LIMIT = 6
 """Gradients of up to this many elements show their values."""
@@ -18,8 +18,10 @@ VALUES_LIMIT = 6
 _NOT_A_NUMBER = float("nan")
 _REDUCED = 7
 """So many numbers describe a gradient that is not on the CPU."""
+_COUNTED = 2**24
+"""Up to here float32 counts exactly."""
 _MOST_WAITING = 16_384
-"""So many gradients wait on their device at most, half a kilobyte each."""
+"""So much waits for a device at most, half a kilobyte each."""
 
 
 class Waiting:
@@ -34,7 +36,7 @@ class Waiting:
         """Take a vector of real numbers; on the CPU there is nothing to wait for, and it is read at once."""
         self._tensor: Tensor | None = tensor
         self._numbers: list[float] = []
-        if tensor.device.type == "cpu":
+        if is_at_hand(tensor):
             self.arrive(tensor.tolist())
 
     @property
@@ -49,7 +51,7 @@ class Waiting:
     def numbers(self) -> list[float]:
         """The numbers; the first call transfers them."""
         if self._tensor is not None:
-            self.arrive(self._tensor.tolist())
+            _read([self])
         return self._numbers
 
 
@@ -73,17 +75,24 @@ class Pending:
 
     def is_bad(self) -> bool:
         """Whether NaN or infinities are known of; False while the numbers are still on their device."""
-        return self._stats is not None and bool(self._stats.nan_count or self._stats.inf_count)
+        stats = self._known()
+        return stats is not None and bool(stats.nan_count or stats.inf_count)
 
     def is_zero(self) -> bool:
         """Whether every element is known to be exactly zero; False while the numbers are still on their device."""
-        return self._stats is not None and self._stats.numel > 0 and self._stats.zero_fraction == 1.0
+        stats = self._known()
+        return stats is not None and stats.numel > 0 and stats.zero_fraction == 1.0
+
+    def _known(self) -> GradStats | None:
+        return self.result() if self.waiting is None or self.waiting.tensor is None else None
 
     def result(self) -> GradStats:
         """The numbers; the first call transfers them."""
         if self._stats is None:
-            numbers = self.waiting.numbers() if self.waiting is not None else None
-            self._stats = _stats(numbers and numbers[:_REDUCED], self._numel, self._values(numbers or []))
+            numbers = self.waiting.numbers() if self.waiting is not None else []
+            *reduced, bad, not_infinite = numbers[:_REDUCED]
+            infinite = self._numel - not_infinite
+            self._stats = _stats([*reduced, bad - infinite, infinite], self._numel, self._values(numbers))
             self.waiting = None
         return self._stats
 
@@ -92,6 +101,12 @@ class Pending:
         if self._shown == "complex":
             return tuple(map(complex, values[::2], values[1::2]))
         return tuple(values) if self._shown else None
+
+
+def last_waiting(group: Sequence[Pending]) -> Waiting | None:
+    """What is to be waited for so that all of a group are known: the last that waits, as all are read together."""
+    waiting = [each.waiting for each in group if each.waiting is not None and each.waiting.tensor is not None]
+    return waiting[-1] if waiting else None
 
 
 class Backlog:
@@ -110,7 +125,7 @@ class Backlog:
             then()
             return
         self._due.append((waiting, then))
-        if len(self._due) >= _MOST_WAITING:
+        if len(self._due) >= _MOST_WAITING and not is_capturing():
             self.settle()
 
     def settle(self) -> None:
@@ -120,13 +135,16 @@ class Backlog:
         for waiting, _ in due:
             if waiting is not None and waiting.tensor is not None:
                 by_device.setdefault(waiting.tensor.device, []).append(waiting)
-        for group in by_device.values():
-            _read(group)
+        with free_to_wait():
+            for group in by_device.values():
+                _read(group)
         for _, then in due:
             then()
 
 
 def _read(group: Sequence[Waiting]) -> None:
+    """Read what waits on one device, in whatever streams."""
+    finish(str(waiting.tensor.device) for waiting in group if waiting.tensor is not None)
     tensors = [waiting.tensor for waiting in group if waiting.tensor is not None]
     numbers = torch.cat([tensor.to(_precision(tensor.device)) for tensor in tensors]).tolist()
     start = 0
@@ -158,12 +176,11 @@ def _measured(data: Tensor) -> Pending:
         data = data.to(torch.float64)
     numel = data.numel()
     shown = data.reshape(-1) if numel <= VALUES_LIMIT else None
-    reduced = _reduce(data) if numel else None
-    if data.device.type == "cpu" or reduced is None:
-        numbers = [number.item() for number in reduced] if reduced is not None else None
+    if is_at_hand(data) or not numel:
+        numbers = [number.item() for number in _reduce(data)] if numel else None
         return Pending.known(_stats(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
     kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
-    return Pending(Waiting(_stacked(reduced, shown)), numel, kind if shown is not None else None)
+    return Pending(Waiting(_reduce_there(data, shown)), numel, kind if shown is not None else None)
 
 
 def stacked(numbers: Sequence[Tensor]) -> Tensor:
@@ -175,13 +192,32 @@ def _precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _stacked(numbers: list[Tensor], shown: Tensor | None) -> Tensor:
-    """One vector, so that there is one transfer; behind the numbers the elements that are shown."""
-    found = stacked(numbers)
+def _reduce_there(data: Tensor, shown: Tensor | None) -> Tensor:
+    """What `_reduce` gives, by as few kernels as can be, as one vector; behind it the elements that are shown.
+
+    In place of the numbers of NaNs and infinities stand those of what is not finite (infinity less itself is NaN), and
+    of what is not infinite (its reciprocal is not zero). Half precision is widened within the kernels.
+    """
+    data = _wide(data) if data.is_complex() else data
+    size = data.abs() if data.is_complex() else data
+    low, high = torch.aminmax(size)
+    norm = torch.linalg.vector_norm(data, dtype=torch.promote_types(data.dtype, torch.float32))
+    mean = size.mean(dtype=torch.promote_types(size.dtype, torch.float32))
+    found = torch.stack([norm, mean, low, high, _count(size), _count(size - size), _count(size.reciprocal())])
     if shown is None:
         return found
-    real = torch.view_as_real(shown).reshape(-1) if shown.is_complex() else shown
+    # As a copy: a view of the values of a sparse CSR tensor cannot be viewed once more.
+    real = torch.view_as_real(shown.resolve_conj().clone()).reshape(-1) if shown.is_complex() else shown
     return torch.cat([found, real.to(found.dtype)])
+
+
+def _count(data: Tensor) -> Tensor:
+    """How many elements are not zero; a NaN is not. The 0-norm is one kernel, but counts in floating point."""
+    wide = torch.promote_types(data.dtype, torch.float32)
+    whole = data.numel() <= _COUNTED
+    parts: Sequence[Tensor] = (data,) if whole else data.as_strided((data.numel(),), (1,)).split(_COUNTED)
+    counts: list[Tensor] = [torch.linalg.vector_norm(part, 0, dtype=wide) for part in parts]
+    return counts[0] if whole else stacked(counts).sum()
 
 
 def _as_stored(data: Tensor, layout: Sequence[int] | None) -> Tensor:
@@ -213,16 +249,20 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def _reduce(data: Tensor) -> list[Tensor]:
     """Norm, mean, min, max and number of non-zeros; then, where they can be other than 0, NaNs and infinities."""
-    if data.dtype in (torch.float16, torch.bfloat16, torch.complex32):
-        data = data.to(torch.promote_types(data.dtype, torch.float32))
+    data = _wide(data)
     size: Any = data.abs() if data.is_complex() else data
     norm = torch.linalg.vector_norm(data)
     low, high = torch.aminmax(size)
     numbers = [norm, size.mean(), low, high, torch.count_nonzero(data)]
-    if data.device.type != "cpu" or not math.isfinite(norm.item()):
-        # On the CPU a finite norm proves that every element is finite, and saves two passes over the data.
+    if not math.isfinite(norm.item()):
+        # A finite norm proves that every element is finite, and saves two passes over the data.
         numbers += [size.isnan().sum(), size.isinf().sum()]
     return numbers
+
+
+def _wide(data: Tensor) -> Tensor:
+    """At least float32: norms of half precision overflow."""
+    return data.to(torch.promote_types(data.dtype, torch.float32))
 
 
 def _stats(numbers: list[float] | None, numel: int, values: tuple[float | complex, ...] | None) -> GradStats:
@@ -269,12 +309,14 @@ class PendingActivity:
     def __init__(self, idle: Tensor, off: Tensor, counted: Tensor | int, units: int, samples: int) -> None:
         numbers = (idle, off, counted)
         # On the CPU there is nothing to wait for, and plain numbers are smaller.
-        self._numbers = tuple(map(int, numbers)) if off.device.type == "cpu" else numbers
+        self._numbers = tuple(map(int, numbers)) if is_at_hand(off) else numbers
         self.units = units
         self.samples = samples
 
     def result(self) -> tuple[int, int, int]:
         """Units that never answer, elements that do not, and how many elements count."""
+        if isinstance(self._numbers[0], Tensor):
+            finish([str(self._numbers[0].device)])
         idle, off, counted = map(int, self._numbers)
         return idle, off, counted
 

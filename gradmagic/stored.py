@@ -67,7 +67,45 @@ def is_closed(tensor: Tensor) -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is strided memory that can be read without anybody noticing."""
-    return not is_opaque(tensor) and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return strided and not is_opaque(tensor) and not tensor.is_meta and not is_captured(tensor)
+
+
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether what is computed with a tensor now is only taken down, for a CUDA graph, and would stay in that graph."""
+    return tensor.is_cuda and is_capturing()
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: to wait for the device would break it off."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def free_to_wait() -> Iterator[None]:
+    """While this is entered, a device is waited for also where the person forbids it (``set_sync_debug_mode``)."""
+    mode = torch.cuda.get_sync_debug_mode() if torch.cuda.is_initialized() else 0
+    if not mode:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode(0)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def finish(devices: Iterable[str]) -> None:
+    """Wait until devices have done everything: what another stream computes is not there before."""
+    count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    there = {f"cuda:{index}" for index in range(count)}  # a fake tensor may claim to lie on any
+    for device in there.intersection(devices):
+        torch.cuda.synchronize(device)
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
@@ -88,13 +126,13 @@ def values_of(tensor: Tensor) -> Tensor | None:
     """The numbers a tensor stores, without its history: of a sparse one coalesced, of a nested one in a row.
 
     Those of a subclass that says what it is made of (``__tensor_flatten__``: `DTensor`, jagged tensors) are the
-    numbers of these parts, here and now. None where there are none (meta and fake tensors), or where only the class
-    itself could tell.
+    numbers of these parts, here and now. None where there are none (meta and fake tensors, and those of a CUDA graph
+    that is being captured), or where only the class itself could tell.
     """
     if is_opaque(tensor):
         return _values_of_parts(tensor)
     tensor = unbatched(tensor)
-    if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor) or is_captured(tensor):
         return None
     data = tensor.detach()
     if data.layout is torch.strided:

@@ -68,7 +68,7 @@ class TaskRecorder(Recorder):
 
     def is_elsewhere(self) -> bool:
         """Whether the running task is another."""
-        return self.mark not in _MARKS.get()
+        return self.mark not in _MARKS.get() and not self.runs_for_pass()
 
     def _still_rests(self, frame: FrameType) -> bool:
         if self.is_elsewhere():

@@ -23,7 +23,7 @@ from .paths import Paths
 from .places import Entry, Path, Place, version_of
 from .raised import told
 from .statistics import Backlog, measure
-from .stored import plain_sizes, shape_of
+from .stored import finish, plain_sizes, shape_of
 
 FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
@@ -108,6 +108,11 @@ class Tensors:
         """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""
         node = tensor.grad_fn
         return node is not None and node._sequence_nr() >= self._first_node
+
+    def settle(self) -> None:
+        """Let every device finish, and read what waits."""
+        finish(place.device for place in self.places)
+        self.backlog.settle()
 
     def fault(self, what: str, error: Exception) -> None:
         """Something of ours failed: it is disclosed in the report."""
@@ -350,7 +355,7 @@ class Tensors:
         self._describe(place, tensor)
         self._remember(tensor, place, occurrence)
         if self.with_values and not place.transformed and not tensor.is_quantized:
-            place.see_values(measure(tensor), occurrence)
+            place.see_values(measure(tensor), occurrence, self.backlog)
         if self._depth > DEEPEST and tensor.requires_grad:
             # The operation's last node is the newest there is; so its number is known without a look at it.
             newest = torch._C._autograd._get_sequence_nr() - 1

@@ -38,7 +38,7 @@ from .records import Coverage
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
-from .stored import behind_modes, out_of_sight, shape_of
+from .stored import behind_modes, free_to_wait, is_capturing, out_of_sight, shape_of
 from .tasks import TaskRecorder
 
 __all__ = ["CellSource", "trace"]
@@ -177,7 +177,7 @@ class _Live:
 
     def after_pass(self) -> None:
         """A pass has run: look, if it is time."""
-        if self._show is None or not self._clock.is_due():
+        if self._show is None or is_capturing() or not self._clock.is_due():
             return
         began = self._clock.now()
         try:
@@ -277,14 +277,14 @@ class _Finish:
             self._run_backward(namespace)
         except KeyboardInterrupt as caught:
             self.interrupt = caught  # goes on to the person once the report is made
-        with out_of_sight():
+        with out_of_sight(), free_to_wait():
             self._state.ledger.book.end_turn()
             report = self._assembled(namespace)
         return report  # noqa: RET504 - from inside the `with`, an interrupt could come before its exit
 
     def so_far(self) -> Report:
         """What was recorded until now, while the block runs on."""
-        with out_of_sight():
+        with out_of_sight(), free_to_wait():
             report = self._assembled(self._look())
         errors = [finding for finding in report.findings if finding.severity == "error"]
         return replace(report, findings=errors, running=True)
@@ -292,7 +292,7 @@ class _Finish:
     def _assembled(self, namespace: Namespace) -> Report:
         state = self._state
         history = History(state.sources.earlier_cells)
-        state.recorder.backlog.settle()
+        state.recorder.settle()
         state.sources.stopped_by(self._traceback)
         assembler = Assembler(state.recorder, state.ledger, state.optimizers, state.sources, namespace, history)
         return self._finished(assembler.assemble(self._ending()), namespace)

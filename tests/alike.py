@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from plain import norms_of
+from side_by_side import random_state
 from torch.masked import MaskedTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -34,7 +35,7 @@ class Outcome:
     namespace: dict[str, Any]
     error: tuple[str, str, list[int]] | None
     warnings: list[tuple[str, str, str, int]]
-    random: float
+    random: bytes
 
 
 def outcome_of(source: str, run: Callable[[dict[str, Any]], None], variables: dict[str, Any]) -> Outcome:
@@ -56,7 +57,7 @@ def outcome_of(source: str, run: Callable[[dict[str, Any]], None], variables: di
             ]
             error = (type(raised).__name__, str(raised), lines)
     told = [(each.category.__name__, from_cell_on(str(each.message)), each.filename, each.lineno) for each in caught]
-    return Outcome(namespace, error, told, float(torch.rand(())))
+    return Outcome(namespace, error, told, random_state())
 
 
 def from_cell_on(message: str) -> str:
