@@ -58,6 +58,16 @@ def _is_applied(frame: FrameType) -> bool:
     return isinstance(context, BackwardCFunction) or not torch.is_grad_enabled()
 
 
+def is_returned_input(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call is what PyTorch makes of an input that a custom Function returns.
+
+    Up to PyTorch 2.13 ``Function.apply`` makes it, which is a frame of its own.
+    """
+    if _FUNCTION_APPLY is not None or name != "view_as" or torch.is_grad_enabled():
+        return False
+    return len(args) == 2 and args[0] is args[1] and bool(args[0].requires_grad)
+
+
 class Paths:
     """The paths of one trace. Frames are looked at, never kept, but for the boundary until `release`."""
 
@@ -190,7 +200,8 @@ class Paths:
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""
-        outer = self._path(path.sites[(path.function_apply or 0) + 1 :], path.outer_module)
+        inside = path.function_apply
+        outer = self._path(path.sites[inside + 1 :], path.outer_module) if inside is not None else path
         if len(self._applies) > _REMEMBERED:
             self._applies.clear()
         self._applies[torch._C._autograd._get_sequence_nr() - 1] = outer

@@ -33,7 +33,7 @@ from .operations import (
     takes_shape_only,
     tensors_in,
 )
-from .paths import is_torchs
+from .paths import is_returned_input, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
 from .statistics import ACTIVATIONS, activity
 from .tensors import FOLDED_OUTPUTS, Tensors, tells_its_history
@@ -212,7 +212,7 @@ class Recorder(Tensors, TorchFunctionMode):
         if not outputs:
             return
         path = self.paths.of(sys._getframe(2))
-        if path.function_apply is not None:
+        if path.function_apply is not None or is_returned_input(name, args):
             outer = self.paths.outside_function(path)
             for _, tensor in itertools.chain(tensors_in(args), tensors_in(kwargs)):
                 if tensor.requires_grad and tensor.is_leaf:

@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_not_reentrant_hides_nothing() -> None:
 
 def test_what_torchscript_made_is_disclosed() -> None:
     """A traced function runs outside of Python: one row for what came out, inner steps for what autograd knows."""
-    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.trace"):
         script = torch.jit.trace(lambda a: (a * 2).sin().cos(), torch.ones(3))
     with trace() as run:
         a = torch.ones(3, requires_grad=True)

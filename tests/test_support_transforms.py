@@ -1070,6 +1070,7 @@ def test_dynamo_imported_first_by_the_traced_cell_does_not_compile_the_recorder(
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
 def test_torch_jit_trace_takes_down_the_persons_operations_only() -> None:
     """The graph has the operations and lines of the untraced one; only names of values come from Python's frames."""
 
