@@ -145,7 +145,7 @@ class Ledger:
             place = entry.place if entry is not None else None
             if entry is None or place is None or gradient is None or place.index in listener.received_by:
                 continue
-            listener.received(place.index, entry.occurrence, gradient, None)
+            listener.received(place.index, entry.occurrence, gradient)
 
     @contextmanager
     def _running(
@@ -191,6 +191,8 @@ class Ledger:
             done.seconds = time.perf_counter() - start
             listener.detach()
             self._listeners.remove(listener)
+            with out_of_sight():
+                listener.settle()
             done.births, done.nodes, done.hidden = listener.watch.births, listener.nodes, listener.hidden
             self.log.end(done)
 
@@ -208,17 +210,18 @@ class Ledger:
             steps, listener.complete = nodes_below(roots)
             done.unseen = unseen_changes(recorder, steps)
             by_cell = done.function == "backward" and done.path is not None
-            leaves = listener.attach(roots, steps, keep=by_cell and listener.complete)
+            keep, again = by_cell and listener.complete, not done.frees_graph and done.path is not None
+            leaves = listener.attach(roots, steps, keep, again)
             done.reached, done.complete = listener.reached, listener.complete
             places = [place for root in roots if (place := recorder.place_of(root)) is not None]
-            listener.source = self.log.started_from(done, places)
+            listener.gathering.source = source = self.log.started_from(done, places)
             _note_value(recorder, done, roots)
             done.shape = shape_of(roots[0]) if len(roots) == 1 else ()
             if done.function == "backward":
                 if by_cell and not listener.complete:
                     retain(recorder)
                 self._clear(leaves)
-                self._keep_book(recorder, leaves, listener.source)
+                self._keep_book(recorder, leaves, source)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not keep backward from running
             recorder.fault("backward", error)
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from .statistics import Backlog, Pending, Waiting, last_waiting, stacked
+from .records import GradStats
+from .statistics import Backlog, Waiting, stacked
 from .stored import is_at_hand, is_plain, out_of_sight, unbatched
 
 Owner = tuple[int, int]
@@ -26,6 +28,7 @@ Owner = tuple[int, int]
 
 _TELLS_PACKED = hasattr(torch._C._autograd.SavedTensor, "data")
 """Whether a saved tensor tells, without unpacking, that hooks of the person's have packed it."""
+_Strange = tuple[bool, Callable[[], GradStats]]
 _ZERO, _BAD = 1, 2
 _KEPT = 8
 """So many births of each kind are kept for a pass; the first ones are the causes."""
@@ -92,6 +95,17 @@ class BirthPoint:
     upstream: bool
 
 
+class KnownNode(Protocol):
+    """What a birth tells of a node: whose it is, what it is called, and which nodes it receives gradients from."""
+
+    owner: Owner | None
+    name: str
+
+    @property
+    def consumers(self) -> Sequence[int]:
+        """``id`` of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """What was seen right after a risky node had run: the value it went wrong at, and the gradient that came in."""
@@ -103,40 +117,38 @@ class _Seen:
 class BirthWatch:
     """The births of one pass. Knows nodes by their ``id`` only.
 
+    Which gradient is bad may be known only after the pass. So they are noted as they come, and judged in the end.
+
     Attributes:
         births: those found, in the order of backward.
+        order: the nodes as gradients arrived there, one entry for each gradient.
         fault: told of what failed here.
     """
 
-    def __init__(
-        self, consumers: Mapping[int, Sequence[int]], backlog: Backlog, fault: Callable[[str, Exception], None]
-    ) -> None:
+    def __init__(self, backlog: Backlog, fault: Callable[[str, Exception], None]) -> None:
         """Prepare.
 
         Args:
-            consumers: from which nodes each node receives gradients.
             backlog: what waits for numbers from a device.
             fault: told of what failed here.
         """
         self.births: list[BirthPoint] = []
         self.fault = fault
-        self._consumers = consumers
         self._backlog = backlog
-        self._owners: dict[int, tuple[Owner | None, str]] = {}
+        self.order: list[int] = []
+        self._nodes: Mapping[int, KnownNode] = {}
+        self._strange: dict[int, list[_Strange]] = {}
         self._states: dict[int, int] = {}
-        self._ran: set[int] = set()
         self._made_bad: dict[int, _Seen] = {}
         self._risky: set[int] = set()
         self._hooks: list[_AfterNode] = []
 
-    def know(self, key: int, owner: Owner | None, grad_fn: str) -> None:
-        """Whom a node belongs to."""
-        self._owners[key] = (owner, grad_fn)
+    def know(self, nodes: Mapping[int, KnownNode]) -> None:
+        """The nodes of the pass, by ``id``."""
+        self._nodes = nodes
 
-    def look_after(self, node: Any, key: int, grad_fn: str) -> _AfterNode | None:
-        """The hook that looks at a node right after it has run, or None where there is no need."""
-        if _plain(grad_fn) not in _RISKY:
-            return None
+    def look_after(self, node: Any, key: int) -> _AfterNode:
+        """The hook that looks at a risky node right after it has run."""
         hook = _AfterNode(self, node, key)
         self._hooks.append(hook)
         self._risky.add(key)
@@ -148,30 +160,39 @@ class BirthWatch:
             hook.let_go()
         self._hooks.clear()
 
-    def received(self, key: int, gradients: Sequence[Pending]) -> None:
-        """A node received its gradients. What they are like may be known only later."""
-        self._backlog.when_known(last_waiting(gradients), partial(self._received, key, gradients))
+    def strange(self, key: int, is_bad: bool, stats: Callable[[], GradStats]) -> None:
+        """A gradient that arrived at a node has elements that are not finite, or else is all zero."""
+        self._strange.setdefault(key, []).append((is_bad, stats))
 
-    def _received(self, key: int, gradients: Sequence[Pending]) -> None:
-        self._ran.add(key)
-        bad = any(gradient.is_bad() for gradient in gradients)
-        if not bad and not (gradients and all(gradient.is_zero() for gradient in gradients)):
+    def judge(self) -> None:
+        """All numbers are known: go through the pass again."""
+        if self._strange:
+            ran: set[int] = set()
+            for key, count in Counter(self.order).items():  # in the order of first arrival
+                ran.add(key)
+                self._judge(key, count, ran)
+        self.order, self._nodes = [], {}
+
+    def _judge(self, key: int, count: int, ran: Container[int]) -> None:
+        gradients = self._strange.get(key, [])
+        bad = any(is_bad for is_bad, _ in gradients)
+        if not bad and len(gradients) < count:
             return
         state = self._states[key] = _BAD if bad else _ZERO
-        givers = [giver for giver in self._consumers.get(key, ()) if giver in self._ran]
+        givers = [giver for giver in self._nodes[key].consumers if giver in ran] if key in self._nodes else []
         inherited = [self._states.get(giver) in ((_BAD,) if bad else (_ZERO, _BAD)) for giver in givers]
         if givers and not (any(inherited) if bad else all(inherited)):
             self._born(key, state, givers, gradients)
 
-    def _born(self, key: int, state: int, givers: Sequence[int], gradients: Sequence[Pending]) -> None:
-        owner, _ = self._owners[key]
+    def _born(self, key: int, state: int, givers: Sequence[int], gradients: Sequence[_Strange]) -> None:
+        owner = self._nodes[key].owner
         kind: Literal["not_finite", "zero"] = "not_finite" if state == _BAD else "zero"
         if owner is None or sum(birth.kind == kind for birth in self.births) >= _KEPT:
             return
         giver = self._guilty(givers, state)
-        consumer, grad_fn = self._owners[giver] if giver is not None else (None, "")
+        consumer, grad_fn = (self._nodes[giver].owner, self._nodes[giver].name) if giver is not None else (None, "")
         seen = self._made_bad.get(giver, _Seen(None, False)) if giver is not None else _Seen(None, False)
-        stats = next((g.result() for g in gradients if g.is_bad()), gradients[0].result())
+        stats = next((stats for is_bad, stats in gradients if is_bad), gradients[0][1])()
         counts = stats.nan_count, stats.inf_count, stats.numel
         self.births.append(BirthPoint(kind, owner, consumer, grad_fn, *counts, seen.saved, seen.upstream))
 
@@ -183,10 +204,6 @@ class BirthWatch:
         open_to_doubt = [giver for giver in givers if giver not in self._risky]
         return next(iter(seen + open_to_doubt), None)
 
-    def is_bad(self, key: int) -> bool:
-        """Whether a node's own gradient was bad already."""
-        return self._states.get(key) == _BAD
-
     def made_bad(self, key: int, saved: float | None, upstream: bool) -> None:
         """A node turned a finite gradient into one that is not."""
         self._made_bad[key] = _Seen(saved, upstream)
@@ -196,7 +213,7 @@ class BirthWatch:
         self._backlog.when_known(made.waiting, partial(self._made, key, made))
 
     def _made(self, key: int, made: _Made) -> None:
-        if not self.is_bad(key) and key not in self._made_bad and made.is_bad():
+        if key not in self._made_bad and made.is_bad():
             self.made_bad(key, *made.where())
 
 
@@ -213,7 +230,7 @@ class _AfterNode:
         self._node = None
 
     def __call__(self, given_on: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
-        if self._node is None or self._watch.is_bad(self._key):
+        if self._node is None:
             return
         try:
             with out_of_sight(), torch.no_grad():
@@ -228,6 +245,8 @@ class _AfterNode:
             if not is_at_hand(gradient):
                 self._watch.made(self._key, _Made(self._node, gradient, received))
             elif _is_bad(unbatched(gradient)):
+                if any(map(_was_bad, received)):
+                    return
                 self._watch.made_bad(self._key, *_where(self._node, gradient, received))
                 return
 
@@ -264,6 +283,11 @@ class _Made:
 
 def _real(gradient: Tensor) -> Tensor:
     return gradient.abs() if gradient.is_complex() else gradient
+
+
+def _was_bad(received: Tensor | None) -> bool:
+    gradient = unbatched(received) if received is not None else None
+    return gradient is not None and is_plain(gradient) and is_at_hand(gradient) and _is_bad(gradient)
 
 
 def _is_bad(gradient: Tensor) -> bool:
@@ -314,5 +338,6 @@ def _saved_names(kind: Any) -> tuple[str, ...]:
 
 
 @cache
-def _plain(grad_fn: str) -> str:
-    return re.sub(r"Backward\d*$", "", grad_fn)
+def is_risky(grad_fn: str) -> bool:
+    """Whether a node of this name can turn a finite gradient into one that is not."""
+    return re.sub(r"Backward\d*$", "", grad_fn) in _RISKY

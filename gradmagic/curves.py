@@ -322,6 +322,15 @@ class GrowingSeries:
         if len(self._norm) > POINTS:
             self._thin()
 
+    def extend(self, number: int, step: int, occurrences: Sequence[int], columns: Sequence[Sequence[float]]) -> None:
+        """Add gradients of one pass: norms, minima, maxima, zero fractions and NaN counts, in columns."""
+        count = len(occurrences)
+        found = ([number] * count, [step] * count, occurrences, *columns)
+        any(map(array.extend, self._arrays.values(), found))  # all at once, as in `_append`
+        self.total += count
+        if len(self._norm) > POINTS:
+            self._thin()
+
     def points(self, offset: int) -> Iterator[tuple[int, ...]]:
         """Each as a row of numbers: pass, step, occurrence (plus `offset`), norm, min, max, zeros, NaNs."""
         for number, step, occurrence, *rest in zip(*self._arrays.values(), strict=True):

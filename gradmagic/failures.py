@@ -67,7 +67,7 @@ def _owner(recorder: Recorder, step: Step, steps: Mapping[int, Step]) -> Owner |
         marks = recorder.marks(current.node)
         if marks:
             return next(iter(marks.values()))
-        current = steps.get(current.consumers[0]) if current.consumers else None
+        current = steps.get(current.consumer) if current.consumer is not None else None
     return None
 
 

@@ -1,12 +1,13 @@
 """Listening to one backward pass: every autograd node between the roots and the leaves, as gradients flow through it.
 
 The graph is walked just before the pass, so nothing is hooked that backward does not reach, and tensors that died
-long ago are found through their nodes. Hooks sit on the nodes (``Node.register_prehook``): those run after every
-tensor hook of the person's, so a gradient that such a hook changed is seen as changed.
+long ago are found through their nodes. Hooks sit on the nodes: those run after every tensor hook of the person's that
+was there before, so a gradient that such a hook changed is seen as changed.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from .births import BirthWatch, Owner
+from .births import BirthWatch, Owner, is_risky
 from .calls import without_our_lines
-from .keeping import Kept, keep, kept_below
+from .gathering import Gathering
+from .keeping import Kept, keep, kept_by
 from .numbering import numbered_apart
-from .places import Entry, InnerNode, Path, Source
+from .places import Gradients, InnerNode, Path
 from .recorder import Recorder
-from .statistics import Pending, measure
 from .stored import plain_sizes, shape_of
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
@@ -39,69 +40,142 @@ class _Wire:
         self.listener: Listener | None = listener
 
 
-class _KnownNode:
-    """Prehook of a node whose outputs have places."""
-
-    __slots__ = ("grad_fn", "kept", "key", "layout", "marks", "wire")
-
-    def __init__(self, wire: _Wire, node: Any, marks: dict[int, Owner], kept: Kept | None) -> None:
-        self.wire = wire
-        self.key = id(node)
-        self.marks = marks
-        self.kept = kept
-        self.grad_fn = _name_of(node)
-        # AccumulateGrad stores the gradient in the leaf's own memory layout.
-        self.layout = node.variable.stride() if node.name() == _ACCUMULATE and _is_strided(node.variable) else None
-
-    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        listener = self.wire.listener
-        if listener is None:
-            return
-        listener.runs(self.key)
-        found = []
-        for output, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            if output in self.marks:
-                found.append(listener.received(*self.marks[output], gradient, self.layout))
-            else:
-                found.append(listener.received_unclaimed(self, output, gradient))
-            if self.kept is not None and output in self.kept:
-                listener.keep(self.kept[output], gradient)
-        listener.watch.received(self.key, [pending for pending in found if pending is not None])
-
-
-class _InnerHook:
-    """Prehook of a node that Python never saw."""
-
-    __slots__ = ("inner", "key", "occurrence", "wire")
-
-    def __init__(self, wire: _Wire, node: Any, inner: InnerNode, occurrence: int) -> None:
-        self.wire = wire
-        self.key = id(node)
-        self.inner = inner
-        self.occurrence = occurrence
-
-    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        listener = self.wire.listener
-        if listener is None:
-            return
-        listener.runs(self.key)
-        found = [
-            listener.received_inside(self.inner, output, self.occurrence, gradient)
-            for output, gradient in enumerate(gradients)
-            if gradient is not None
-        ]
-        listener.watch.received(self.key, [pending for pending in found if pending is not None])
-
-
-@dataclass(slots=True)
 class Step:
-    """A node on the way: from which nodes it is reached (the first one first), and which of its outputs are used."""
+    """A node on the way.
 
-    node: Any
-    consumers: list[int]
-    outputs: set[int]
+    Attributes:
+        node: the node; None once the pass is over.
+        consumer: ``id`` of the node it was reached from first; None for a root.
+        outputs: a bit for each of its outputs that is used.
+        name: see `_Kind`.
+        owner: the place it belongs to, which also owns the unseen nodes behind it.
+        marks: places of its outputs, if it has any.
+        inner: which inner step it is, if not.
+        layout: for that of a leaf, the memory layout in which its gradient is stored.
+        kept: the tensors whose ``.grad`` this pass brings.
+    """
+
+    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "marks", "name", "node", "outputs", "owner")
+
+    def __init__(self, node: Any, consumer: int | None, output: int) -> None:
+        self.node = node
+        self.consumer = consumer
+        # Most nodes have one consumer. A list for each would make Python's collector run through all there is: 100 ms.
+        self._others: list[int] | None = None
+        self.outputs = 1 << output
+        self.name = ""
+        self.owner: Owner | None = None
+        self.marks: dict[int, Owner] | None = None
+        self.inner: InnerNode | None = None
+        self.layout: tuple[int, ...] | None = None
+        self.kept: Kept | None = None
+
+    @property
+    def consumers(self) -> list[int]:
+        """``id`` of the nodes it is reached from, the first one first."""
+        return [] if self.consumer is None else [self.consumer, *(self._others or ())]
+
+    def reached_again(self, consumer: int | None, output: int) -> None:
+        """Another node leads here."""
+        self.outputs |= 1 << output
+        if self.consumer is None:
+            self.consumer = consumer
+        elif consumer is not None:
+            self._others = self._others or []
+            self._others.append(consumer)
+
+
+class _Kind:
+    """What nodes of one type have in common. To ask each of them would cost 0.5 us a node."""
+
+    __slots__ = ("is_leaf", "is_persons", "is_risky", "name")
+
+    def __init__(self, node: Any) -> None:
+        self.name = str(node.name()).removeprefix("torch::autograd::")
+        self.is_leaf = node.name() == _ACCUMULATE
+        self.is_persons = isinstance(node, BackwardCFunction)
+        self.is_risky = is_risky(self.name)
+
+
+class _Prehook:
+    """Hook of one node that can be taken off again; see `_Hooks`."""
+
+    __slots__ = ("key", "wire")
+
+    def __init__(self, wire: _Wire, key: int) -> None:
+        self.wire = wire
+        self.key = key
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        listener = self.wire.listener
+        step = listener.steps.get(self.key) if listener is not None else None
+        if listener is None or step is None:
+            return
+        listener.runs()
+        for output, gradient in enumerate(gradients):
+            if gradient is not None:
+                listener.arrived(step, self.key, output, gradient)
+
+
+class _Hooks:
+    """The hooks of one pass.
+
+    A node whose graph this pass uses up gets a hook that all such nodes share, and that asks which of them is running:
+    ``register_prehook`` and taking it off again cost 3 us a node, this 0.2. It cannot be taken off a node, only be made
+    empty. So nodes that may see many passes get a prehook: leaves, those of earlier cells, and retained graphs.
+    """
+
+    def __init__(self, arrived: Callable[[int, Tensor | None], None]) -> None:
+        """Prepare; `arrived` is the shared hook, for an output and the gradient that arrived there."""
+        self._arrived = arrived
+        self._shared: list[tuple[OrderedDict[int, Any], Tensor]] = []
+        self._handles: list[Any] = []
+        self._setting: tuple[Callable[[Any], Any], Any] | None = None
+
+    def share(self, node: Any, outputs: int) -> None:
+        """Listen to these outputs of a node that dies with its graph."""
+        output = 0
+        while outputs:
+            if outputs & 1:
+                while len(self._shared) <= output:
+                    self._shared.append(self._stand_in(len(self._shared)))
+                node._register_hook_dict(self._shared[output][1])
+            outputs >>= 1
+            output += 1
+
+    def set(self, register: Callable[[Any], Any], hook: Any) -> None:
+        """Set a hook; until its handle is noted, it is known where it may be."""
+        self._setting = register, hook
+        self._handles.append(register(hook))
+        self._setting = None
+
+    def take_off(self) -> None:
+        """Take every hook off. Once more does no harm, and finishes what an interrupt kept from being done."""
+        for hooks, _ in self._shared:
+            hooks.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._take_off_unnoted()
+
+    def _stand_in(self, output: int) -> tuple[OrderedDict[int, Any], Tensor]:
+        """A tensor with this output number and with the shared hook: PyTorch takes both from a tensor."""
+        hooks: OrderedDict[int, Any] = OrderedDict({0: partial(self._arrived, output)})
+        with torch.enable_grad():
+            tensor = torch.zeros(output + 1, 1, requires_grad=True).unbind()[output]
+        tensor._backward_hooks = hooks
+        return hooks, tensor
+
+    def _take_off_unnoted(self) -> None:
+        """An interrupt came between setting a hook and noting its handle: another one's handle leads to it."""
+        if self._setting is None:
+            return
+        register, unnoted = self._setting
+        handle = register(_nothing)
+        hooks = handle.hooks_dict_ref()
+        for number in [number for number, hook in hooks.items() if hook is unnoted or hook is _nothing]:
+            del hooks[number]
+        self._setting = None
 
 
 @dataclass(slots=True)
@@ -126,34 +200,36 @@ def nodes_below(roots: Sequence[Tensor]) -> tuple[dict[int, Step], bool]:
     """
     steps: dict[int, Step] = {}
     pending: list[tuple[Any, int, int | None, int]] = [(_node_of(root), root.output_nr, None, 0) for root in roots]
+    pending = [each for each in pending if each[0] is not None]
     complete = True
     while pending:
         node, output, consumer, depth = pending.pop()
-        if node is None:
+        key = id(node)
+        step = steps.get(key)
+        if step is not None:
+            step.reached_again(consumer, output)
             continue
-        if id(node) in steps:
-            steps[id(node)].outputs.add(output)
-            if consumer is not None:
-                steps[id(node)].consumers.append(consumer)
-            continue
-        steps[id(node)] = Step(node, [] if consumer is None else [consumer], {output})
+        steps[key] = Step(node, consumer, output)
         if depth == _FOLLOWED:
             complete = False
             continue
-        pending.extend((parent, number, id(node), depth + 1) for parent, number in reversed(node.next_functions))
+        for parent, number in reversed(node.next_functions):
+            if parent is not None:
+                pending.append((parent, number, key, depth + 1))
     return steps, complete
 
 
 class Listener:
-    """Walks the graph of one pass, hooks its nodes, and takes the hooks off again.
+    """Hooks the nodes of one pass, and takes the hooks off again.
 
     Attributes:
+        steps: the nodes, by ``id``.
         complete: whether the graph is walked to its ends.
         reached: indices of the places on the way from the roots to the leaves.
         received_by: indices of the places a gradient arrived at.
         now_at: ``id`` of the node that is running, or ran last.
         watch: where gradients went bad.
-        source: which pass it is; known before the first gradient flows.
+        gathering: the gradients.
         nodes: how many nodes the graph has.
         hidden: see `passes.Pass.hidden`.
     """
@@ -163,70 +239,69 @@ class Listener:
         self._recorder = recorder
         self._path = path
         self._wire = _Wire(self)
-        self._handles: list[Any] = []
-        self._setting: tuple[Callable[[Any], Any], Any] | None = None
-        self._inner_counts: dict[tuple[int, int], int] = {}
-        self._marks: dict[int, dict[int, Owner]] = {}
+        self._hooks = _Hooks(self._arrived_somewhere)
+        self._inner_counts: dict[Owner, int] = {}
+        self._kinds: dict[type, _Kind] = {}
+        self.steps: dict[int, Step] = {}
         self.complete = True
         self.reached: set[int] = set()
         self.received_by: set[int] = set()
         self.now_at: int | None = None
-        self.watch = BirthWatch({}, recorder.backlog, recorder.fault)
-        self.source = Source(0, 0, 0, 0)
+        self.watch = BirthWatch(recorder.backlog, recorder.fault)
+        self.gathering = Gathering(recorder.backlog, self.watch, recorder.fault)
         self.nodes = NodeCount()
         self.hidden: dict[int, set[int]] = {}
-        self._owners: dict[int, Owner | None] = {}
-        self._kept: dict[int, Kept] = {}
-        self._steps: dict[int, Step] = {}
-        """What was walked, while the pass runs: a node's ``id`` is its own only while something in Python holds it."""
 
     @numbered_apart()
-    def attach(self, roots: Sequence[Tensor], steps: dict[int, Step], keep: bool) -> list[Tensor]:
-        """Hook every node below the roots, and `keep` the gradients of non-leaves; returns the leaves found."""
+    def attach(self, roots: Sequence[Tensor], steps: dict[int, Step], keep: bool, again: bool) -> list[Tensor]:
+        """Hook every node below the roots; returns the leaves found.
+
+        Args:
+            roots: where the pass starts.
+            steps: what `nodes_below` gave.
+            keep: store the gradients of non-leaves.
+            again: another pass may go through the same nodes.
+        """
+        # The shared hook runs before those that the person may have set on nodes, and those may change the gradient.
+        again = again or self._recorder.nodes_seen or not self.complete
         for root in roots:
             self._recorder.used(root, self._path)
+        self.steps = steps
         self._take_in_persons(steps)
-        if keep:
-            self._kept = kept_below(self._recorder, [step.node for step in steps.values()])
         if torch.is_anomaly_enabled():
             _tell_persons_lines(steps)
         leaves: list[Tensor] = []
-        consumers = {key: step.consumers for key, step in steps.items()}
-        self.watch = BirthWatch(consumers, self._recorder.backlog, self._recorder.fault)
-        owners, self._steps = self._owners, steps
+        self.watch.know(steps)
         self.nodes.seen = len(steps)
+        theirs = False
         for key, step in steps.items():
-            consumer = owners[step.consumers[0]] if step.consumers else None
-            owners[key] = owner = self._listen(step.node, consumer, leaves)
-            self._watch(step.node, key, owner)
-        self._note_reached(steps)
-        if not self.complete or any(isinstance(step.node, BackwardCFunction) for step in steps.values()):
+            kind = self._kind(step.node)
+            step.name = kind.name
+            self._listen(step, kind, leaves)
+            if keep and step.marks is not None:
+                step.kept = kept_by(self._recorder, step.node, step.marks)
+            if step.owner is not None:
+                self._hook(step, key, kind, again)
+            theirs = theirs or kind.is_persons
+        self.gathering.waits = not torch.overrides._get_current_function_mode_stack()
+        if theirs or not self.complete:
             self._listen_at_leaves()
         return leaves
 
-    def _watch(self, node: Any, key: int, owner: Owner | None) -> None:
-        name = _name_of(node)
-        self.watch.know(key, owner, name)
-        hook = self.watch.look_after(node, key, name)
-        if hook is not None:
-            self._set(node.register_hook, hook)
+    def _kind(self, node: Any) -> _Kind:
+        kind = self._kinds.get(type(node))
+        if kind is None:
+            kind = self._kinds[type(node)] = _Kind(node)
+        return kind
 
-    def _set(self, register: Callable[[Any], Any], hook: Any) -> None:
-        """Set a hook; until its handle is noted, it is known where it may be."""
-        self._setting = register, hook
-        self._handles.append(register(hook))
-        self._setting = None
-
-    def _take_off_unnoted(self) -> None:
-        """An interrupt came between setting a hook and noting its handle: another one's handle leads to it."""
-        if self._setting is None:
-            return
-        register, unnoted = self._setting
-        handle = register(_nothing)
-        hooks = handle.hooks_dict_ref()
-        for number in [number for number, hook in hooks.items() if hook is unnoted or hook is _nothing]:
-            del hooks[number]
-        self._setting = None
+    def _hook(self, step: Step, key: int, kind: _Kind, again: bool) -> None:
+        node = step.node
+        if again or kind.is_leaf or kind.is_persons or not self._recorder.is_new(node):
+            self._hooks.set(node.register_prehook, _Prehook(self._wire, key))
+        else:
+            self._hooks.share(node, step.outputs)
+        if kind.is_risky:
+            self._hooks.set(node.register_hook, self.watch.look_after(node, key))
 
     def _listen_at_leaves(self) -> None:
         """Leaves that the walk cannot find: too deep, or in a graph that a custom backward makes (checkpoint)."""
@@ -234,14 +309,14 @@ class Listener:
             place = entry.place
             if place is not None and place.index not in self.reached:
                 hook = partial(_received_at_leaf, self._wire, place.index, entry.occurrence)
-                self._set(tensor.register_hook, hook)
+                self._hooks.set(tensor.register_hook, hook)
 
     def received_at_leaf(self, place: int, occurrence: int, gradient: Tensor) -> None:
         """A gradient arrived at a leaf that the walk has not found: it is too deep, or in a graph of another's."""
-        owner = self._owners.get(self.now_at) if self.now_at is not None else None
-        if owner is not None and self.complete:
-            self.hidden.setdefault(owner[0], set()).add(place)
-        self.received(place, occurrence, gradient, None)
+        running = self.steps.get(self.now_at) if self.now_at is not None else None
+        if running is not None and running.owner is not None and self.complete:
+            self.hidden.setdefault(running.owner[0], set()).add(place)
+        self.received(place, occurrence, gradient)
 
     def _take_in_persons(self, steps: dict[int, Step]) -> None:
         """Tensors of an earlier cell that the person's variables hold are rows, when the pass goes through them."""
@@ -249,113 +324,124 @@ class Listener:
         for tensor in recorder.persons_tensors():
             recorder.take_in(tensor, self._path, lambda found: id(found.grad_fn) in steps)
 
-    def _note_reached(self, steps: dict[int, Step]) -> None:
-        """Of a node with several outputs, only those that somebody used lie on the way."""
-        for key, step in steps.items():
-            marks = self._marks.get(key) or {}
-            self.reached.update(place for output, (place, _) in marks.items() if output in step.outputs)
-        self._marks.clear()
-
     @numbered_apart()
     def detach(self) -> None:
         """Take every hook off. Once more does no harm, and finishes what an interrupt kept from being done."""
         self._wire.listener = None
         self.watch.let_go()
-        self._owners.clear()
-        self._kept.clear()
-        self._steps = {}
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._take_off_unnoted()
+        self._hooks.take_off()
+        for step in self.steps.values():
+            step.node = step.kept = None
 
-    def _listen(self, node: Any, consumer: Owner | None, leaves: list[Tensor]) -> Owner | None:
-        """Hook one node; returns the place it belongs to, which also owns the unseen nodes behind it."""
-        recorder = self._recorder
-        marks = recorder.marks(node)
+    def settle(self) -> None:
+        """The pass is over: make numbers of the gradients that still wait."""
+        self.gathering.settle()
+        self._recorder.backlog.when_known(None, self.watch.judge)
+
+    def _listen(self, step: Step, kind: _Kind, leaves: list[Tensor]) -> None:
+        """Find out whose a node is."""
+        consumer = self.steps[step.consumer].owner if step.consumer is not None else None
+        marks = self._recorder.marks(step.node)
+        if kind.is_leaf or (marks is None and kind.is_persons):
+            marks = self._take_in(step, kind, consumer, leaves)
+        if not marks:
+            self._listen_inside(step, consumer)
+            return
+        self.nodes.named += 1
+        step.marks = marks
+        step.owner = next(iter(marks.values()))
+        parents = self._recorder.places[consumer[0]].parents if consumer is not None else set()
+        for output, (place, _) in marks.items():
+            parents.add(place)
+            if step.outputs >> output & 1:  # of several outputs, only those that somebody used lie on the way
+                self.reached.add(place)
+
+    def _take_in(
+        self, step: Step, kind: _Kind, consumer: Owner | None, leaves: list[Tensor]
+    ) -> dict[int, Owner] | None:
+        """The marks of a leaf, or of a custom Function, that is noticed only now."""
+        recorder, node = self._recorder, step.node
         known = len(recorder.places)
         path = recorder.places[consumer[0]].path if consumer is not None else self._path
-        if node.name() == _ACCUMULATE:
+        marks: dict[int, Owner] | None = None
+        if kind.is_leaf:
             leaves.append(node.variable)
             marks = self._marks_of_leaf(node.variable, path)
-        elif marks is None and getattr(node, "_forward_cls", None) is not None and shapes_of(node):
+            step.layout = node.variable.stride() if _is_strided(node.variable) else None
+        elif getattr(node, "_forward_cls", None) is not None and shapes_of(node):
             recorder.function_node(node, path)
             marks = recorder.marks(node)
-        if not marks:
-            return self._listen_inside(node, consumer)
         for late in recorder.places[known:]:
             if late.is_leaf and consumer is not None:
                 late.order = recorder.places[consumer[0]].order - 0.25
-        self.nodes.named += 1
-        self._marks[id(node)] = marks
-        if consumer is not None:
-            recorder.places[consumer[0]].parents.update(place for place, _ in marks.values())
-        self._set(node.register_prehook, _KnownNode(self._wire, node, marks, self._kept.get(id(node))))
-        return next(iter(marks.values()))
+        return marks
 
     def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
         place = self._recorder.used(leaf, path)
         entry = self._recorder.entry(leaf)
         return {0: (place.index, entry.occurrence)} if place is not None and entry is not None else None
 
-    def _listen_inside(self, node: Any, consumer: Owner | None) -> Owner | None:
+    def _listen_inside(self, step: Step, consumer: Owner | None) -> None:
         if consumer is None:
-            return None
+            return
         self.nodes.inner += 1
         # The k-th unseen node of every occurrence is the same inner step.
         number = self._inner_counts.get(consumer, 0)
         self._inner_counts[consumer] = number + 1
-        steps = self._recorder.places[consumer[0]].inner
-        name = _name_of(node)
-        if number >= len(steps):
-            steps.append(InnerNode(name, shapes_of(node)))
-        elif steps[number].grad_fn != name:
-            steps.insert(number, InnerNode(name, shapes_of(node)))
-        self._set(node.register_prehook, _InnerHook(self._wire, node, steps[number], consumer[1]))
-        return consumer
+        inner = self._recorder.places[consumer[0]].inner
+        if number >= len(inner):
+            inner.append(InnerNode(step.name, shapes_of(step.node)))
+        elif inner[number].grad_fn != step.name:
+            inner.insert(number, InnerNode(step.name, shapes_of(step.node)))
+        step.owner, step.inner = consumer, inner[number]
 
-    def runs(self, key: int) -> None:
-        """A node is about to run."""
-        self.now_at = key
+    # ---- while gradients flow
+
+    def runs(self) -> None:
+        """A node with a hook of its own is about to run: a leaf's, after which hooks of the person's may run."""
         self._recorder.listens_to(torch._C._current_graph_task_id(), self._path)
 
-    def received(self, place: int, occurrence: int, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
-        """A gradient arrived at an occurrence of a place."""
-        pending = self._measured(gradient, layout)
-        if pending is not None:
-            self.received_by.add(place)
-            self._recorder.places[place].receive(self.source, occurrence, pending, self._recorder.backlog)
-        return pending
+    def _arrived_somewhere(self, output: int, gradient: Tensor | None) -> None:
+        key = id(torch._C._current_autograd_node())
+        step = self.steps.get(key)
+        if step is not None and gradient is not None:
+            self.arrived(step, key, output, gradient)
 
-    def received_unclaimed(self, known: _KnownNode, output: int, gradient: Tensor) -> Pending | None:
-        """A gradient arrived at an output of a known node that Python never got."""
-        index, occurrence = next(iter(known.marks.values()))
-        place = self._recorder.places[index]
-        if place.unclaimed is None:
-            place.unclaimed = InnerNode(known.grad_fn, {})
-        place.unclaimed.shapes[output] = shape_of(gradient)
-        return self.received_inside(place.unclaimed, output, occurrence, gradient)
-
-    def received_inside(self, inner: InnerNode, output: int, occurrence: int, gradient: Tensor) -> Pending | None:
-        """A gradient arrived at an inner step."""
-        pending = self._measured(gradient, None)
-        if pending is not None:
-            inner.receive(output, self.source, occurrence, pending, self._recorder.backlog)
-        return pending
-
-    def keep(self, entry: Entry, gradient: Tensor) -> None:
-        """A gradient arrived at a tensor that is there to look at afterwards."""
+    def arrived(self, step: Step, key: int, output: int, gradient: Tensor) -> None:
+        """A gradient arrived at an output of a node, whose ``id`` is `key`."""
+        self.now_at = key
         try:
-            keep(entry, gradient)
+            mark = step.marks.get(output) if step.marks is not None else None
+            if mark is not None:
+                place = self._recorder.places[mark[0]]
+                self.received_by.add(mark[0])
+                place.received = self.gathering.source.clock
+                self.gathering.take(gradient, step.layout, place.gradients, mark[1], key)
+            elif step.owner is not None:
+                to = self._inside(step, step.owner, output, gradient)
+                self.gathering.take(gradient, None, to, step.owner[1], key)
+            if step.kept is not None and output in step.kept:
+                keep(step.kept[output], gradient)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
-            self._recorder.fault("gradients of non-leaves", error)
+            self._recorder.fault("gradients", error)
 
-    def _measured(self, gradient: Tensor, layout: Sequence[int] | None) -> Pending | None:
-        try:
-            return measure(gradient, layout)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
-            self._recorder.fault("gradient statistics", error)
-            return None
+    def received(self, place: int, occurrence: int, gradient: Tensor) -> None:
+        """A gradient arrived at an occurrence of a place, past the hooks of its node."""
+        self.received_by.add(place)
+        self._recorder.places[place].received = self.gathering.source.clock
+        self.gathering.take(gradient, None, self._recorder.places[place].gradients, occurrence, 0)
+
+    def _inside(self, step: Step, owner: Owner, output: int, gradient: Tensor) -> Gradients:
+        """Whose a gradient is that Python never sees: of an inner step, or of an unknown output of a known node."""
+        inner = step.inner
+        if inner is None:
+            place = self._recorder.places[owner[0]]
+            inner = place.unclaimed = place.unclaimed or InnerNode(step.name, {})
+            inner.shapes[output] = shape_of(gradient)
+        found = inner.gradients.get(output)
+        if found is None:
+            found = inner.gradients[output] = Gradients()
+        return found
 
 
 def _nothing(*_: object) -> None:
@@ -384,10 +470,6 @@ def _tell_persons_lines(steps: dict[int, Step]) -> None:
         stack = step.node.metadata.get("traceback_")
         if isinstance(stack, list):
             stack[:] = without_our_lines(stack)
-
-
-def _name_of(node: Any) -> str:
-    return str(node.name()).removeprefix("torch::autograd::")
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ keeps ``.grad`` when ``detach_`` makes a leaf of it. So the hooks that listen to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,15 +38,17 @@ def retain(tensors: Tensors) -> None:
                     tensors.fault("retain_grad", error)
 
 
-def kept_below(tensors: Tensors, nodes: Iterable[Any]) -> dict[int, Kept]:
-    """The tensors whose gradients a pass over `nodes` will bring, by the ``id`` of their node."""
-    found: dict[int, Kept] = {}
-    for node in nodes:
-        for tensor, entry in tensors.made_by(node):
-            if tensor.retains_grad:
-                entry.forget_gradient(tensor)  # it was not asked for then: PyTorch starts from none
-            elif _wants_gradient(tensor) and tensor.grad_fn is node and _can_keep(tensor, entry):
-                found.setdefault(id(node), {})[tensor.output_nr] = entry
+def kept_by(tensors: Tensors, node: Any, marks: Mapping[int, tuple[int, int]]) -> Kept | None:
+    """The tensors that a node has made, as `marks` tell, and whose gradients a pass over it will bring."""
+    found: Kept | None = None
+    for output, owner in marks.items():
+        tensor, entry = tensors.of(owner)
+        if tensor is None or entry is None:
+            continue
+        if tensor.retains_grad:
+            entry.forget_gradient(tensor)  # it was not asked for then: PyTorch starts from none
+        elif _wants_gradient(tensor) and tensor.grad_fn is node and _can_keep(tensor, entry):
+            found = {**(found or {}), output: entry}
     return found
 
 

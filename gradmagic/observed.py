@@ -210,7 +210,7 @@ class Observer:
     def _arrived_at_loss(self, root: Place) -> float:
         """The gradient that arrived at what the scaler was given: as the root's is 1, it is the scale."""
         for index in root.parents:
-            last = self._recorder.places[index].last_gradient
+            last = self._recorder.places[index].gradients.last
             if last is not None:
                 return last[2].result().norm
         return 1.0

@@ -5,6 +5,7 @@ Nothing here holds a tensor, a frame or a module, except weakly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -57,34 +58,55 @@ class Source:
     clock: int
 
 
-LastGradient = tuple[int, int, Pending]
-"""Occurrence, number of the pass and statistics."""
+class Gradients:
+    """The gradients that reached one output of a place, or of an inner step.
+
+    Attributes:
+        series: all of them, by the loss they came from.
+        last: statistics of the last occurrence's last gradient, behind that occurrence and the number of the pass.
+    """
+
+    __slots__ = ("last", "series")
+
+    def __init__(self) -> None:
+        self.series: dict[int, GrowingSeries] = {}
+        self.last: tuple[int, int, Pending] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.series)
+
+    def add(self, source: Source, occurrence: int, pending: Pending) -> None:
+        """One gradient, whose numbers are known."""
+        found = pending.result()
+        self._of(source).add(source.number, source.step, occurrence, found)
+        self.see(source, occurrence, pending)
+
+    def extend(self, source: Source, occurrences: Sequence[int], columns: Sequence[Sequence[float]]) -> None:
+        """Many of one pass; see `GrowingSeries.extend`."""
+        self._of(source).extend(source.number, source.step, occurrences, columns)
+
+    def see(self, source: Source, occurrence: int, pending: Pending) -> None:
+        """Keep the statistics if there are none of a later occurrence or pass."""
+        if self.last is None or (occurrence, source.number) >= self.last[:2]:
+            self.last = (occurrence, source.number, pending)
+
+    def _of(self, source: Source) -> GrowingSeries:
+        series = self.series.get(source.loss)
+        if series is None:
+            series = self.series[source.loss] = GrowingSeries(source.loss)
+        return series
 
 
 class InnerNode:
     """An autograd node inside a place's operation that Python never saw, or outputs of one that it never got."""
 
-    __slots__ = ("grad_fn", "received", "series", "shapes")
+    __slots__ = ("grad_fn", "gradients", "shapes")
 
     def __init__(self, grad_fn: str, shapes: dict[int, tuple[int, ...] | None]) -> None:
         self.grad_fn = grad_fn
         self.shapes = shapes
-        self.received: dict[int, LastGradient] = {}
-        """For each output, the last occurrence's last gradient."""
-        self.series: dict[tuple[int, int], GrowingSeries] = {}
-        """Every gradient that reached it, by output and loss."""
-
-    def receive(self, output: int, source: Source, occurrence: int, pending: Pending, backlog: Backlog) -> None:
-        """A gradient arrived at an output, for an occurrence of the place."""
-        series = self.series.get((output, source.loss))
-        if series is None:
-            series = self.series[output, source.loss] = GrowingSeries(source.loss)
-        backlog.when_known(
-            pending.waiting, lambda: series.add(source.number, source.step, occurrence, pending.result())
-        )
-        last = self.received.get(output)
-        if last is None or (occurrence, source.number) >= last[:2]:
-            self.received[output] = (occurrence, source.number, pending)
+        self.gradients: dict[int, Gradients] = {}
+        """By output."""
 
 
 class Place:
@@ -118,6 +140,7 @@ class Place:
         "given",
         "grad_enabled",
         "grad_fn",
+        "gradients",
         "heir",
         "index",
         "inference",
@@ -128,7 +151,6 @@ class Place:
         "is_leaf",
         "is_parameter",
         "last_clock",
-        "last_gradient",
         "leaf_view",
         "leaves_torch",
         "made_unseen",
@@ -142,7 +164,6 @@ class Place:
         "received",
         "ref",
         "requires_grad",
-        "series",
         "shape",
         "successor",
         "through_view",
@@ -171,10 +192,7 @@ class Place:
         self.leaf_view = self.bare = self.given = self.read = False
         self.leaves_torch = self.crowded = self.made_unseen = False
         self.parents: set[int] = set()
-        self.series: dict[int, GrowingSeries] = {}
-        """Every gradient that reached it, by the loss it came from."""
-        self.last_gradient: LastGradient | None = None
-        """The last occurrence's last gradient."""
+        self.gradients = Gradients()
         self.received = 0
         """When the last gradient arrived, by the recorder's clock."""
         self.inner: list[InnerNode] = []
@@ -204,19 +222,6 @@ class Place:
         """For an activation function: how it answered, the last time."""
         self.forward: Pending | None = None
         """Statistics of its own values: of the first occurrence that was not finite, else of the last."""
-
-    def receive(self, source: Source, occurrence: int, pending: Pending, backlog: Backlog) -> None:
-        """A gradient arrived at an occurrence."""
-        series = self.series.get(source.loss)
-        if series is None:
-            series = self.series[source.loss] = GrowingSeries(source.loss)
-        backlog.when_known(
-            pending.waiting, lambda: series.add(source.number, source.step, occurrence, pending.result())
-        )
-        self.received = source.clock
-        last = self.last_gradient
-        if last is None or (occurrence, source.number) >= last[:2]:
-            self.last_gradient = (occurrence, source.number, pending)
 
     def see_values(self, values: Pending, occurrence: int, backlog: Backlog) -> None:
         """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""

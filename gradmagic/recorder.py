@@ -80,6 +80,7 @@ class Recorder(Tensors, TorchFunctionMode):
         changes: what was changed in place.
         failed_call: the last torch call that raised, or None.
         watcher: told of what happens beside backward, or None.
+        nodes_seen: code other than ours has looked at autograd nodes, and may have hooks there.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Recorder(Tensors, TorchFunctionMode):
         self.changes = ChangeLog()
         self.failed_call: FailedCall | None = None
         self.watcher: Watcher | None = None
+        self.nodes_seen = False
         self._interceptors = interceptors
         self._calls = Calls()
         self._others: list[TorchFunctionMode] | None = None
@@ -204,6 +206,8 @@ class Recorder(Tensors, TorchFunctionMode):
                         self._record(func, args, kwargs, result)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
                 self.fault(op_name(func), error)
+        elif getattr(func, "__self__", None) is Tensor.grad_fn:
+            self.nodes_seen = True
         return result
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:

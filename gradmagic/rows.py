@@ -25,7 +25,7 @@ from .naming import Draft, Naming, kind_of, stands_apart
 from .observed import Observer, weight_sizes
 from .optimizers import OptimizerWatch
 from .passes import Loss, Pass
-from .places import InnerNode, Place
+from .places import Gradients, InnerNode, Place
 from .recorder import Recorder
 from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
 from .sources import Sources
@@ -159,7 +159,7 @@ class Assembler:
             changed=naming.place_location(last.changed),
             successor=self._row_of.get(last.successor.index) if last.successor is not None else None,
             heir=self._row_of.get(last.heir.index) if last.heir is not None else None,
-            has_gradient=any(place.series for place in draft.places),
+            has_gradient=any(place.gradients for place in draft.places),
             reached=any(own & loss.reached_freely for loss in losses),
             excluded=_excluded(own, losses),
             made_after=newest is not None and not last.is_leaf and last.last_clock > newest.clock,
@@ -364,7 +364,7 @@ def _excluded(own: set[int], losses: Sequence[Loss]) -> bool:
 
 
 def _only_returned(draft: Draft, losses: Sequence[Loss]) -> bool:
-    used = {loss for place in draft.places for loss in place.series}
+    used = {loss for place in draft.places for loss in place.gradients.series}
     return bool(used) and all(losses[loss].function == "autograd.grad" for loss in used)
 
 
@@ -372,8 +372,8 @@ def _last_gradient(places: Sequence[Place]) -> GradStats | None:
     """Statistics of the last gradient of the last occurrence over all places."""
     found = []
     for offset, place in _counted_on(places):
-        if place.last_gradient is not None:
-            occurrence, number, pending = place.last_gradient
+        if place.gradients.last is not None:
+            occurrence, number, pending = place.gradients.last
             found.append((offset + occurrence, number, pending))
     return max(found, key=lambda last: last[:2])[2].result() if found else None
 
@@ -386,7 +386,7 @@ def _is_taken(place: Place) -> bool:
 
 def _parts(places: Sequence[Place]) -> Iterator[tuple[int, GrowingSeries]]:
     """The series of a row, each with what its occurrences are counted from."""
-    return ((offset, series) for offset, place in _counted_on(places) for series in place.series.values())
+    return ((offset, series) for offset, place in _counted_on(places) for series in place.gradients.series.values())
 
 
 def _counted_on(places: Sequence[Place]) -> Iterator[tuple[int, Place]]:
@@ -401,13 +401,13 @@ def _inner_steps(places: Sequence[Place]) -> tuple[InnerStep, ...]:
     found = []
     for offset, place in _counted_on(places):
         for inner in (*place.inner, *([place.unclaimed] if place.unclaimed is not None else [])):
-            outputs = sorted(inner.received) or [0]
+            outputs = sorted(inner.gradients) or [0]
             found += [_inner_step(inner, output, offset) for output in outputs]
     return tuple(found)
 
 
 def _inner_step(inner: InnerNode, output: int, offset: int) -> InnerStep:
-    last = inner.received.get(output)
-    grads = joined((offset, series) for (of_output, _), series in inner.series.items() if of_output == output)
-    grad = last[2].result() if last is not None else None
+    found = inner.gradients.get(output, Gradients())
+    grads = joined((offset, series) for series in found.series.values())
+    grad = found.last[2].result() if found.last is not None else None
     return InnerStep(inner.grad_fn, inner.shapes.get(output), grad, grads)

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 Span = tuple[int | None, int | None, int | None, int | None]
 """Line, end line, column and end column, as in ``code.co_positions()``."""
@@ -15,6 +16,14 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.With, ast.AsyncFor, ast.AsyncWith, ast.Match, *FUNCTIONS)
 TEXT_LIMIT = 300
+_REMEMBERED = 256
+"""So many parsed functions and cells are remembered."""
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parsed(piece: str, first: int) -> SourceTree | None:
+    # Every traced cell goes through the same functions of PyTorch: to parse those of a Transformer takes 20 ms.
+    return SourceTree.of(piece, first)
 
 
 def walk_scope(root: ast.AST) -> Iterator[ast.AST]:
@@ -44,7 +53,11 @@ class SourceTree:
     @classmethod
     def parse(cls, lines: list[str], first: int = 1, last: int | None = None) -> SourceTree | None:
         """Parse lines `first` to `last` (counted from 1); None where they are no Python on their own."""
-        piece = "".join(lines[first - 1 : last])
+        return _parsed("".join(lines[first - 1 : last]), first)
+
+    @classmethod
+    def of(cls, piece: str, first: int) -> SourceTree | None:
+        """Parse a piece of source that stands on line `first`."""
         dedented = textwrap.dedent(piece)
         try:
             with warnings.catch_warnings(action="ignore"):  # of an odd escape Python has warned when it ran the code

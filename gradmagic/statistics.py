@@ -20,6 +20,9 @@ _REDUCED = 7
 """So many numbers describe a gradient that is not on the CPU."""
 _COUNTED = 2**24
 """Up to here float32 counts exactly."""
+_VECTORISED = 8_192
+"""From so many elements on, amin and amax are faster than aminmax, which is not vectorised: 3 times for 4 million."""
+_PACKED = 8 * 255
 _MOST_WAITING = 16_384
 """So much waits for a device at most, half a kilobyte each."""
 
@@ -92,7 +95,7 @@ class Pending:
             numbers = self.waiting.numbers() if self.waiting is not None else []
             *reduced, bad, not_infinite = numbers[:_REDUCED]
             infinite = self._numel - not_infinite
-            self._stats = _stats([*reduced, bad - infinite, infinite], self._numel, self._values(numbers))
+            self._stats = stats_of([*reduced, bad - infinite, infinite], self._numel, self._values(numbers))
             self.waiting = None
         return self._stats
 
@@ -167,7 +170,7 @@ def measure(gradient: Tensor, layout: Sequence[int] | None = None) -> Pending:
     with out_of_sight():
         values = values_of(gradient)
         if values is None:
-            return Pending.known(_stats(None, gradient.numel(), None))
+            return Pending.known(stats_of(None, gradient.numel(), None))
         return _measured(_as_stored(values, layout))
 
 
@@ -177,8 +180,8 @@ def _measured(data: Tensor) -> Pending:
     numel = data.numel()
     shown = data.reshape(-1) if numel <= VALUES_LIMIT else None
     if is_at_hand(data) or not numel:
-        numbers = [number.item() for number in _reduce(data)] if numel else None
-        return Pending.known(_stats(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
+        numbers = [number.item() for number in reductions(data)] if numel else None
+        return Pending.known(stats_of(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
     kind: Literal["real", "complex"] = "complex" if data.is_complex() else "real"
     return Pending(Waiting(_reduce_there(data, shown)), numel, kind if shown is not None else None)
 
@@ -247,17 +250,45 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def _reduce(data: Tensor) -> list[Tensor]:
-    """Norm, mean, min, max and number of non-zeros; then, where they can be other than 0, NaNs and infinities."""
+def reductions(data: Tensor, rows: bool = False) -> list[Tensor]:
+    """Norm, mean, min, max and number of non-zeros; then, where they can be other than 0, NaNs and infinities.
+
+    Args:
+        data: the numbers, on the CPU, as they lie in memory.
+        rows: of each row of a matrix, to the bit what each of them would give alone. Then NaNs and infinities are
+            always counted.
+    """
     data = _wide(data)
     size: Any = data.abs() if data.is_complex() else data
-    norm = torch.linalg.vector_norm(data)
-    low, high = torch.aminmax(size)
-    numbers = [norm, size.mean(), low, high, torch.count_nonzero(data)]
-    if not math.isfinite(norm.item()):
-        # A finite norm proves that every element is finite, and saves two passes over the data.
-        numbers += [size.isnan().sum(), size.isinf().sum()]
-    return numbers
+    over: dict[str, Any] = {"dim": 1} if rows else {}
+    norm = torch.linalg.vector_norm(data, **over)
+    many = rows or data.numel() > _VECTORISED
+    low, high = (size.amin(**over), size.amax(**over)) if many else torch.aminmax(size)
+    numbers = [norm, size.mean(**over), low, high, _nonzeros(data, rows)]
+    # A finite norm proves that every element is finite, and saves two passes over the data.
+    if not bool(norm.isfinite().all()):
+        return [*numbers, size.isnan().sum(**over), size.isinf().sum(**over)]
+    return [*numbers, *[torch.zeros_like(numbers[-1])] * 2] if rows else numbers
+
+
+def _nonzeros(data: Tensor, rows: bool) -> Tensor:
+    """How many elements are not zero, of all or of each row.
+
+    ``count_nonzero`` is the dearest of the reductions: for 4 million elements it takes 0.9 ms and this 0.3; for 256
+    rows of 1,024 it takes 594 us and this 25. PyTorch makes truth values of numbers, and adds up integers, many at
+    once; so eight truth values are added as one integer, up to 255 times, which no byte of it overflows.
+    """
+    if not data.is_contiguous() or (not rows and data.numel() <= _VECTORISED):
+        return torch.count_nonzero(data, dim=1 if rows else None)
+    truths = data.bool()
+    if not rows:
+        truths = truths.view(-1)
+        whole = truths.numel() // _PACKED * _PACKED
+        packed = truths[:whole].view(torch.int64).view(-1, _PACKED // 8).sum(1)
+        return packed.view(torch.uint8).sum() + torch.count_nonzero(truths[whole:])
+    if truths.shape[1] % 8 or truths.shape[1] > _PACKED:
+        return truths.to(torch.float32).sum(1).to(torch.int64)  # exact up to 2 ** 24
+    return truths.view(torch.int64).sum(1, keepdim=True).view(torch.uint8).sum(1)
 
 
 def _wide(data: Tensor) -> Tensor:
@@ -265,7 +296,8 @@ def _wide(data: Tensor) -> Tensor:
     return data.to(torch.promote_types(data.dtype, torch.float32))
 
 
-def _stats(numbers: list[float] | None, numel: int, values: tuple[float | complex, ...] | None) -> GradStats:
+def stats_of(numbers: Sequence[float] | None, numel: int, values: tuple[float | complex, ...] | None) -> GradStats:
+    """From what `reductions` gives; None for a gradient without elements, or without numbers."""
     if numbers is None:
         nan = _NOT_A_NUMBER
         size = nan if numel else 0.0  # without elements the norm is 0; a meta tensor has elements but no numbers

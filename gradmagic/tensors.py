@@ -107,7 +107,11 @@ class Tensors:
     def made_here(self, tensor: Tensor) -> bool:
         """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""
         node = tensor.grad_fn
-        return node is not None and node._sequence_nr() >= self._first_node
+        return node is not None and self.is_new(node)
+
+    def is_new(self, node: Any) -> bool:
+        """Whether an autograd node was made since recording began."""
+        return bool(node._sequence_nr() >= self._first_node)
 
     def settle(self) -> None:
         """Let every device finish, and read what waits."""
@@ -458,13 +462,14 @@ class Tensors:
             if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
                 yield tensor, entry
 
-    def made_by(self, node: Any) -> Iterator[tuple[Tensor, Entry]]:
-        """The tensors that an autograd node has made and that still exist."""
-        for owner in (self.marks(node) or {}).values():
-            entry = self._non_leaves.get(owner)
-            tensor = entry.ref() if entry is not None else None
-            if entry is not None and tensor is not None and self.entry(tensor) is entry and tells_its_history(tensor):
-                yield tensor, entry
+    def of(self, owner: tuple[int, int]) -> tuple[Tensor | None, Entry | None]:
+        """The non-leaf that is an occurrence of a place, if it still exists."""
+        entry = self._non_leaves.get(owner)
+        # The plain reference is asked first: most are gone, and ``TensorWeakRef`` is four calls.
+        tensor = entry.ref() if entry is not None and entry.ref.ref() is not None else None
+        if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
+            return None, None
+        return tensor, entry
 
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""

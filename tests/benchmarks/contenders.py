@@ -1,0 +1,157 @@
+"""The ways to run a cell that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gradmagic.tracing import trace
+
+from .prepared import Prepared
+
+if TYPE_CHECKING:
+    from gradmagic.report import Report
+
+Contender = Callable[[Prepared], object]
+
+
+class _Nothing(TorchFunctionMode):
+    """Does nothing: what any mode costs."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _Retaining(TorchFunctionMode):
+    """``retain_grad()`` on every result, which is kept: what people write by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.retain_grad()
+                self.kept.append(tensor)
+        return result
+
+
+def plain(prepared: Prepared) -> None:
+    """The cell alone."""
+    prepared.run()
+
+
+def floor(prepared: Prepared) -> None:
+    """Under a mode that does nothing."""
+    with _Nothing():
+        prepared.run()
+
+
+def by_hand(prepared: Prepared) -> list[list[float]]:
+    """Keep everything that needs a gradient, then take the numbers one by one, as tables of gradients have them."""
+    with _Retaining() as mode:
+        prepared.run()
+    leaves = [tensor for value in prepared.namespace.values() for tensor in _leaves(value)]
+    return [numbers(tensor.grad) for tensor in (*leaves, *mode.kept) if tensor.grad is not None]
+
+
+def _leaves(value: object) -> list[Tensor]:
+    if isinstance(value, torch.nn.Module):
+        return list(value.parameters())
+    return [value] if isinstance(value, Tensor) and value.is_leaf else []
+
+
+def numbers(grad: Tensor) -> list[float]:
+    """Norm, minimum, maximum, mean, standard deviation, NaNs and zeros."""
+    spread = grad.std(correction=0)  # the other kind warns of a single number
+    found = grad.norm(), grad.min(), grad.max(), grad.mean(), spread, grad.isnan().sum(), (grad == 0).sum()
+    return [number.item() for number in found]
+
+
+def gradtrace(prepared: Prepared) -> Report:
+    """All of ``%%gradtrace -q``: from entering the trace to the finished report."""
+    with trace(namespace=prepared.namespace, cell=prepared.source()) as run:
+        prepared.run()
+    if run.report is None:
+        raise RuntimeError("there is no report") from run.fault
+    return run.report
+
+
+Now = Callable[[], float]
+"""A clock: `time.perf_counter`, or `time.process_time`."""
+
+
+def _clocked(work: Callable[[], object], now: Now) -> float:
+    start = now()
+    work()
+    return now() - start
+
+
+def _whole(contender: Contender, prepared: Prepared, now: Now) -> float:
+    """Seconds of one run, with what it has started on a GPU."""
+    wait = torch.cuda.synchronize if prepared.namespace["device"] != "cpu" else _no_wait
+    wait()
+
+    def run() -> None:
+        contender(prepared)
+        wait()
+
+    return _clocked(run, now)
+
+
+def _no_wait() -> None:
+    return None
+
+
+def _report(prepared: Prepared, now: Now) -> float:
+    """Seconds after a cell that has run backward itself: all that is left is the report."""
+    with trace(namespace=prepared.namespace, cell=prepared.source()):
+        prepared.run()
+        start = now()
+    return now() - start
+
+
+def _html(prepared: Prepared, now: Now) -> float:
+    return _clocked(gradtrace(prepared).to_html, now)
+
+
+def _text(prepared: Prepared, now: Now) -> float:
+    return _clocked(gradtrace(prepared).__str__, now)
+
+
+RUNS: Mapping[str, Callable[[Prepared, Now], float]] = MappingProxyType(
+    {
+        "plain": partial(_whole, plain),
+        "floor": partial(_whole, floor),
+        "by hand": partial(_whole, by_hand),
+        "gradtrace": partial(_whole, gradtrace),
+        "untraced": partial(_whole, plain),
+        "report": _report,
+        "HTML": _html,
+        "text": _text,
+    }
+)
+"""Seconds of one run, by the name of the contender, or of the part of gradtrace."""
+
+
+def make_ready(name: str) -> None:
+    """Have this process do first what a contender is to be measured after."""
+    if name != "untraced":
+        return
+    from IPython.core.interactiveshell import InteractiveShell  # nobody else needs a shell
+
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "gradmagic")
+    shell.run_cell("%%gradtrace -q\nimport torch\ntorch.ones(2, requires_grad=True).sum();").raise_error()

@@ -1,0 +1,43 @@
+"""What it costs to load the extension, and to trace for the first time, in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from .table import Table, milliseconds
+from .turns import How, Spread
+
+_PROGRAM = """
+import json, time
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+now, found = getattr(time, CLOCK), []
+traced = "%%gradtrace -q -o report\\nimport torch\\ntorch.ones(2, requires_grad=True).sum();"
+for cell in ("%load_ext gradmagic", traced, "text = str(report)"):
+    start = now()
+    shell.run_cell(cell).raise_error()
+    found.append(now() - start)
+print(json.dumps(found))
+"""
+_STEPS = ("`%load_ext gradmagic`", "then the first traced cell", "then the first text")
+
+
+def loading(how: How) -> Table:
+    """Seconds beyond those of PyTorch and IPython, which are there before."""
+    table = Table("Loading, with PyTorch and IPython loaded", ("step", "first time in a process"))
+    clock = "process_time" if how.clock == "cpu" else "perf_counter"
+    program = _PROGRAM.replace("CLOCK", repr(clock))
+    runs = [_run(program) for _ in range(how.rounds)]
+    for step, found in zip(_STEPS, zip(*runs, strict=True), strict=True):
+        table.rows.append([step, milliseconds(Spread.of(found))])
+        table.data.append({"step": step, "seconds": found})
+    return table
+
+
+def _run(program: str) -> list[float]:
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found: list[float] = json.loads(ran.stdout.splitlines()[-1])
+    return found

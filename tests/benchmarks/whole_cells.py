@@ -1,0 +1,57 @@
+"""Real cells: every contender's time and memory, compared with the plain cell."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from .loads import Load
+from .memory import peak
+from .table import Table, megabytes, milliseconds, times
+from .turns import How, Spread, ratio, seconds
+
+_CONTENDERS = ("plain", "floor", "by hand", "gradtrace")
+_COLUMNS = ("load", "plain", "floor: a mode that does nothing", "by hand", "gradtrace", "by hand", "gradtrace")
+_PEAKS = 3
+
+
+def whole_cells(loads: Sequence[Load], how: How) -> Table:
+    """The table of all loads."""
+    table = Table("Time as a ratio to the plain cell, and peak memory beyond it: median (least to largest)", _COLUMNS)
+    for load in loads:
+        found, peaks = seconds(load, _CONTENDERS, how), _peaks(load)
+        _add(table, load, found, peaks)
+    return table
+
+
+def _peaks(load: Load) -> dict[str, list[float]]:
+    """Bytes beyond the plain cell's median."""
+    found = {}
+    for name in ("plain", "by hand", "gradtrace"):
+        measured = [peak(load, name) for _ in range(_PEAKS)]
+        found[name] = [number for number in measured if number is not None]
+    base = statistics.median(found["plain"]) if found["plain"] else 0.0
+    return {name: [number - base for number in numbers] for name, numbers in found.items()}
+
+
+def _add(table: Table, load: Load, found: dict[str, list[float]], peaks: Mapping[str, Sequence[float]]) -> None:
+    extra = {name: statistics.median(numbers) if numbers else None for name, numbers in peaks.items()}
+    table.rows.append(
+        [
+            f"{load.key} {load.title}",
+            milliseconds(Spread.of(found["plain"])),
+            *(times(ratio(found, name)) for name in _CONTENDERS[1:]),
+            *(megabytes(extra[name]) for name in ("by hand", "gradtrace")),
+        ]
+    )
+    about = {"load": load.key, "sizes": dict(load.sizes), "device": load.device, "dtype": load.dtype}
+    table.data.append({**about, "seconds": found, "bytes beyond plain": dict(peaks)})
+
+
+def untraced(load: Load, how: How) -> Table:
+    """What a cell without the magic costs once the extension is loaded: nothing, but for noise."""
+    table = Table("A cell without the magic, after %load_ext gradmagic and a traced cell", ("load", "ratio to plain"))
+    found = seconds(load, ("plain", "untraced"), how)
+    table.rows.append([load.key, times(ratio(found, "untraced"))])
+    table.data.append({"load": load.key, "seconds": found})
+    return table
