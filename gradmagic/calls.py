@@ -23,11 +23,12 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Callable[..., Any], CodeType]] = {}
+        self.known: dict[int, tuple[Callable[..., Any], CodeType]] = {}
+        """By the place in the code, see `by`; the recorder looks here itself, which saves a call of ours (60 ns)."""
 
     def release(self) -> None:
         """Let go of the code seen."""
-        self._known.clear()
+        self.known.clear()
 
     def by(self, frame: FrameType) -> Callable[..., Any]:
         """What calls a torch function for this frame: ``call(func, args, kwargs)``."""
@@ -35,10 +36,10 @@ class Calls:
             # A function of PyTorch that is written in Python, on its first time through: its caller counts.
             frame = frame.f_back.f_back
         key = id(frame.f_code) + frame.f_lasti
-        found = self._known.get(key)
+        found = self.known.get(key)
         if found is None:
             code = _CALL.replace(co_filename=frame.f_code.co_filename, co_firstlineno=frame.f_lineno, co_name=CALL_NAME)
-            found = self._known[key] = (FunctionType(code, frame.f_globals), frame.f_code)
+            found = self.known[key] = (FunctionType(code, frame.f_globals), frame.f_code)
         return found[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -12,6 +13,16 @@ from .bindings import Position
 
 LEAVES_TORCH = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__complex__", "__index__"})
 """Methods that hand a tensor's values to plain Python or NumPy, where no gradient can follow them."""
+
+_GRADIENT_GETTERS = frozenset({"grad", "_grad"})
+_OF_TORCH = (
+    BuiltinFunctionType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+    torch._ops.OpOverload,
+    torch._ops.OpOverloadPacket,
+)
 
 
 def tensors_in(value: Any, position: Position = (), depth: int = 3) -> Iterator[tuple[Position, Tensor]]:
@@ -49,6 +60,44 @@ def _plain_name(name: str) -> str:
 def inside_transform() -> bool:
     """Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
     return torch._C._are_functorch_transforms_active()
+
+
+class TorchFunction:
+    """What is known of a torch function from its name alone.
+
+    Looked up by the function: to ask its name these questions at each call takes 2 us.
+
+    Attributes:
+        name: see `op_name`.
+        leaves_torch: see `LEAVES_TORCH`.
+        in_place: it changes an input.
+        sets: it is the setter of a property.
+        reads_gradient: it is the getter of ``.grad``.
+        initialises: it is one of ``torch.nn.init``.
+        shape_only: see `takes_shape_only`.
+        plain: it makes its result from its inputs, and nothing else needs to be known.
+    """
+
+    __slots__ = ("in_place", "initialises", "leaves_torch", "name", "plain", "reads_gradient", "sets", "shape_only")
+
+    def __init__(self, func: Any) -> None:
+        method = getattr(func, "__name__", "")
+        self.name = op_name(func)
+        self.leaves_torch = method in LEAVES_TORCH
+        self.in_place = changes_in_place(func, {})
+        self.sets = method == "__set__"
+        self.reads_gradient = method == "__get__" and self.name in _GRADIENT_GETTERS
+        self.initialises = getattr(func, "__module__", None) == "torch.nn.init"
+        self.shape_only = takes_shape_only(self.name)
+        odd = self.leaves_torch or self.in_place or self.sets or self.reads_gradient or self.initialises
+        self.plain = not odd and not self.shape_only
+
+
+def lasts(func: Any) -> bool:
+    """Whether a function is there for good, so that it may be remembered: not one that closes over tensors."""
+    if isinstance(func, FunctionType):
+        return str(func.__module__).startswith("torch.")
+    return isinstance(func, _OF_TORCH) and not isinstance(getattr(func, "__self__", None), Tensor)
 
 
 def takes_shape_only(name: str) -> bool:

@@ -5,26 +5,29 @@ Nothing here holds a tensor, a frame or a module, except weakly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from .answers import KeptAnswer
 from .bindings import Position
 from .curves import GrowingSeries
 from .modules import ModuleMark
 from .sources import Site
 from .statistics import Backlog, Pending, PendingActivity
-from .stored import shape_of
+from .stored import plain_sizes, shape_of
 
 
 class Path:
     """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
 
-    __slots__ = ("clip", "function_apply", "line", "module", "outer_module", "sites", "statement")
+    __slots__ = ("clip", "function_apply", "line", "module", "outer_module", "sites", "statement", "usual")
 
     def __init__(self, sites: tuple[Site, ...], module: ModuleMark | None) -> None:
         self.sites = sites
@@ -37,6 +40,8 @@ class Path:
         """What all calls on one line of the innermost function have in common."""
         self.line: object = self
         """The innermost line that is not PyTorch's own."""
+        self.usual: dict[str, Place] = {}
+        """Places of results that are one new tensor, by the operation that runs here: found faster than by all else."""
         self.clip: int | None = None
         """Index of the site in ``clip_grad_norm_`` or ``clip_grad_value_`` when the call is inside of one."""
 
@@ -134,12 +139,12 @@ class Place:
         "constant_use",
         "count",
         "crowded",
-        "device",
-        "dtype",
+        "device_found",
+        "dtype_found",
         "forward",
         "given",
         "grad_enabled",
-        "grad_fn",
+        "grad_fn_found",
         "gradients",
         "heir",
         "index",
@@ -154,6 +159,7 @@ class Place:
         "leaf_view",
         "leaves_torch",
         "made_unseen",
+        "newest",
         "number",
         "op",
         "order",
@@ -162,9 +168,8 @@ class Place:
         "position",
         "read",
         "received",
-        "ref",
         "requires_grad",
-        "shape",
+        "shape_found",
         "successor",
         "through_view",
         "transformed",
@@ -180,10 +185,13 @@ class Place:
         self.position = position
         self.count = 0
         self.last_clock = 0
-        self.ref: TensorWeakRef | None = None
-        self.grad_fn: str | None = None
-        self.shape: tuple[int, ...] = ()
-        self.dtype = self.device = ""
+        self.newest: Entry | None = None
+        """What is known of the last occurrence's tensor."""
+        # As PyTorch gives them: they become text when somebody asks, once a row instead of once an occurrence.
+        self.grad_fn_found: str | None = None
+        self.shape_found: tuple[Any, ...] = ()
+        self.dtype_found: torch.dtype | str = ""
+        self.device_found: torch.device | str = ""
         self.requires_grad = self.is_leaf = self.is_parameter = self.is_floating = False
         self.asked = False
         """Whether it has required a gradient at any time."""
@@ -218,10 +226,51 @@ class Place:
         """When and where its ``.grad`` was last set to None."""
         self.number: float | None = None
         """A number that its inputs were multiplied by."""
-        self.activity: PendingActivity | None = None
+        self.activity: PendingActivity | KeptAnswer | None = None
         """For an activation function: how it answered, the last time."""
         self.forward: Pending | None = None
         """Statistics of its own values: of the first occurrence that was not finite, else of the last."""
+
+    @property
+    def ref(self) -> Callable[[], Tensor | None] | None:
+        """Gives the last occurrence's tensor while it is alive; None where there was never one."""
+        if self.newest is None:
+            return None
+        tensor = self.newest.ref()
+        return TensorWeakRef(tensor) if tensor is not None else _gone
+
+    @property
+    def grad_fn(self) -> str | None:
+        """Name of the autograd node that made it, as people write it."""
+        return self.grad_fn_found.removeprefix("torch::autograd::") if self.grad_fn_found is not None else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The last occurrence's; see `plain_sizes`."""
+        return plain_sizes(self.shape_found)
+
+    @property
+    def dtype(self) -> str:
+        """The last occurrence's, such as ``float32``."""
+        return str(self.dtype_found).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """The last occurrence's, such as ``cuda:0``."""
+        return str(self.device_found)
+
+    def describe(self, tensor: Tensor) -> None:
+        """Note what a tensor is like."""
+        self.requires_grad = tensor.requires_grad
+        self.asked = self.asked or self.requires_grad
+        self.is_leaf = tensor.is_leaf
+        self.shape_found = shape_of(tensor)
+        self.dtype_found = tensor.dtype
+        self.device_found = tensor.device
+        self.is_floating = tensor.is_floating_point() or tensor.is_complex()
+        self.inference = tensor.is_inference()
+        # Parameter's ``isinstance`` is slow (0.4 us) where it is not one, and a plain tensor never is.
+        self.is_parameter = type(tensor) is not Tensor and isinstance(tensor, torch.nn.Parameter)
 
     def see_values(self, values: Pending, occurrence: int, backlog: Backlog) -> None:
         """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""
@@ -260,25 +309,49 @@ class FailedCall:
     given: tuple[Given, ...]
 
 
-class Entry:
-    """What is known of one tensor object: the place and occurrence of its newest version."""
+class Entry(weakref.ref[Tensor]):
+    """What is known of one tensor object: the place and occurrence of its newest version.
 
-    __slots__ = ("depth", "given", "gradient_of", "kept", "occurrence", "place", "ref", "requires_grad", "version")
+    It is the weak reference itself: one object instead of two for each tensor.
+    """
 
-    def __init__(self, ref: TensorWeakRef, place: Place | None, occurrence: int, tensor: Tensor, depth: int) -> None:
-        self.ref = ref
-        self.place = place
-        self.occurrence = occurrence
-        self.requires_grad = tensor.requires_grad
-        self.version = version_of(tensor)
-        self.depth = depth
-        """How many operations lie between the tensor and the first inputs, at most."""
-        self.gradient_of: TensorWeakRef | None = None
-        """For a tensor that was read from ``.grad``: whose gradient it is."""
-        self.kept: TensorWeakRef | None = None
-        """What a pass of the cell's has left in ``.grad`` for the person to look at; see `keeping`."""
-        self.given = False
-        """Whether the person has put something into ``.grad``."""
+    __slots__ = ("depth", "given", "gradient_of", "kept", "occurrence", "place", "requires_grad", "version")
+    # Two weak references are equal when their tensors are, and that is asked of the tensors.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    place: Place | None
+    occurrence: int
+    requires_grad: bool
+    version: int
+    depth: int
+    """How many operations lie between the tensor and the first inputs, at most."""
+    gradient_of: TensorWeakRef | None
+    """For a tensor that was read from ``.grad``: whose gradient it is."""
+    kept: TensorWeakRef | None
+    """What a pass of the cell's has left in ``.grad`` for the person to look at; see `keeping`."""
+    given: bool
+    """Whether the person has put something into ``.grad``."""
+
+    @classmethod
+    def of(cls, tensor: Tensor, place: Place | None, occurrence: int, depth: int) -> Self:
+        """What is known of a tensor that was just made, or found."""
+        entry = cls(tensor)
+        entry.place = place
+        entry.occurrence = occurrence
+        entry.requires_grad = tensor.requires_grad
+        entry.version = version_of(tensor)
+        entry.depth = depth
+        entry.gradient_of = entry.kept = None
+        entry.given = False
+        return entry
+
+    def ref(self) -> Tensor | None:
+        """The tensor, fit for use, or None when it is gone."""
+        tensor = self()
+        if tensor is not None:
+            tensor._fix_weakref()  # type: ignore[attr-defined]  # as `TensorWeakRef` does
+        return tensor
 
     def forget_gradient(self, tensor: Tensor) -> None:
         """Take what was kept out of the ``.grad`` of the tensor, where it would now count as the person's."""
@@ -288,5 +361,10 @@ class Entry:
 
 
 def version_of(tensor: Tensor) -> int:
-    """In-place version counter; 0 for inference tensors, which have none."""
-    return 0 if tensor.is_inference() else tensor._version
+    """In-place version counter; -1 for inference tensors, which have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _gone() -> None:
+    """In place of a weak reference to a tensor that is gone."""
+    return

@@ -16,27 +16,30 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
+from .answers import Answers
 from .bindings import Position
 from .calls import Calls, caller_outside, without_our_frames
 from .changes import Change, ChangeLog
 from .modules import named
 from .operations import (
-    LEAVES_TORCH,
+    TorchFunction,
     argument_of,
     changes_in_place,
     factor_of,
     inside_transform,
+    lasts,
     op_name,
-    takes_shape_only,
     tensors_in,
 )
 from .paths import is_returned_input, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
+from .repeats import NOTED, Repeats
 from .statistics import ACTIVATIONS, activity
-from .tensors import FOLDED_OUTPUTS, Tensors, tells_its_history
+from .tensors import FOLDED_OUTPUTS, tells_its_history
 
 
 class Watcher(Protocol):
@@ -61,7 +64,10 @@ class Watcher(Protocol):
 Interceptor = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Runs a torch function in the recorder's place: gets what calls it with its arguments, and the arguments."""
 
-_GRADIENT_GETTERS = frozenset({"grad", "_grad"})
+_HOLDS_TENSORS = (Tensor, tuple, list, dict)
+_FUNCTIONS = 4_096
+"""So many torch functions are known at most."""
+_tracing_state = torch._C._get_tracing_state
 _KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 
 
@@ -73,7 +79,7 @@ def _outwards(frame: FrameType, steps: int) -> FrameType:
     return frame
 
 
-class Recorder(Tensors, TorchFunctionMode):
+class Recorder(Repeats, TorchFunctionMode):
     """Records tensors from entering to leaving; see the module's text.
 
     Attributes:
@@ -104,7 +110,10 @@ class Recorder(Tensors, TorchFunctionMode):
         self.watcher: Watcher | None = None
         self.nodes_seen = False
         self._interceptors = interceptors
+        self._functions: dict[Any, tuple[TorchFunction, Interceptor | None]] = {}
+        """Torch functions by themselves: what is known of them, and who runs them instead."""
         self._calls = Calls()
+        self._answers = Answers()
         self._others: list[TorchFunctionMode] | None = None
         """The other modes on the stack, once the recorder is about to leave it."""
         self._resting = False
@@ -133,6 +142,7 @@ class Recorder(Tensors, TorchFunctionMode):
         """Let go of everything that only mattered while the cell ran."""
         super().release()
         self._interceptors = {}
+        self._functions = {}
         self.watcher = self._pass = None
         self._calls.release()
 
@@ -181,38 +191,61 @@ class Recorder(Tensors, TorchFunctionMode):
     ) -> Any:
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
+        if is_compiling():  # dynamo follows the code up to here and takes in the call alone
+            return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # dynamo follows the code up to here and takes in the call alone
-            return func(*args, **kwargs)
         frame = sys._getframe(1)
-        call = self._calls.by(frame)
-        if torch._C._get_tracing_state() is not None or (self._resting and self._still_rests(frame)):
+        known_call = self._calls.known.get(id(frame.f_code) + frame.f_lasti)
+        call = known_call[0] if known_call is not None else self._calls.by(frame)
+        if _tracing_state() is not None or (self._resting and self._still_rests(frame)):
             # While torch.jit.trace takes down what is called, what we look at would get into its graph.
             return call(func, args, kwargs)
-        interceptor = None if inside_transform() else self._interceptors.get(func)
         try:
-            result = call(func, args, kwargs) if interceptor is None else interceptor(partial(call, func), args, kwargs)
+            known = self._functions.get(func)
+        except Exception:  # noqa: BLE001 - a callable of the person's, which cannot be hashed
+            known = TorchFunction(func), None
+        function, interceptor = known or self._learn(func)
+        transforming = inside_transform()
+        try:
+            if interceptor is None or transforming:
+                result = call(func, args, kwargs)
+            else:
+                result = interceptor(partial(call, func), args, kwargs)
         except BaseException as error:  # the person's own: passed on as it is, without our frame in its traceback
             error.__traceback__ = without_our_frames(error.__traceback__)
             self._note_failed(func, args, kwargs, error)
             raise
-        leaves = getattr(func, "__name__", "") in LEAVES_TORCH
-        if leaves or result is None or isinstance(result, (Tensor, tuple, list, dict)):
+        kind = type(result)
+        if kind is Tensor or function.leaves_torch or result is None or isinstance(result, _HOLDS_TENSORS):
             try:
                 with torch._C.DisableTorchFunction():
-                    if leaves:
-                        self._left_torch(op_name(func), args)
-                    else:
-                        self._record(func, args, kwargs, result)
+                    if function.leaves_torch:
+                        self._left_torch(function.name, args)
+                    elif not (
+                        kind is Tensor
+                        and function.plain
+                        and not transforming
+                        and not kwargs
+                        and self.record_again(frame, function.name, args, result)
+                    ):
+                        self._record(func, function, args, kwargs, result)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
-                self.fault(op_name(func), error)
-        elif getattr(func, "__self__", None) is Tensor.grad_fn:
-            self.nodes_seen = True
+                self.fault(function.name, error)
         return result
 
-    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        name = op_name(func)
-        outputs = self._outputs(func, name, args, result)
+    def _learn(self, func: Any) -> tuple[TorchFunction, Interceptor | None]:
+        """What is known of a torch function, and who runs it instead."""
+        self.nodes_seen = self.nodes_seen or getattr(func, "__self__", None) is Tensor.grad_fn
+        found = TorchFunction(func), self._interceptors.get(func)
+        if lasts(func) and len(self._functions) < _FUNCTIONS:
+            self._functions[func] = found
+        return found
+
+    def _record(
+        self, func: Any, function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name = function.name
+        outputs = self._outputs(func, function, args, result)
         if not outputs:
             return
         path = self.paths.of(sys._getframe(2))
@@ -222,11 +255,12 @@ class Recorder(Tensors, TorchFunctionMode):
                 if tensor.requires_grad and tensor.is_leaf:
                     self.used(tensor, outer)
             return
-        in_place = {id(tensor) for _, tensor in outputs} if changes_in_place(func, kwargs) else frozenset()
+        changes = function.in_place or (bool(kwargs) and changes_in_place(func, kwargs))
+        in_place = {id(tensor) for _, tensor in outputs} if changes else frozenset()
         if in_place and not torch.is_grad_enabled() and self._only_fills(args, kwargs, in_place):
             return
         parents, differentiable = self._consume(path, args, kwargs, {id(tensor) for _, tensor in outputs}, in_place)
-        if takes_shape_only(name):
+        if function.shape_only:
             parents, differentiable = [], False
         self._made(path, name, outputs, parents, differentiable)
         for _, tensor in outputs if in_place and name not in _KEEPS_VALUES else ():
@@ -234,7 +268,7 @@ class Recorder(Tensors, TorchFunctionMode):
         if path.clip is not None:
             self._clipping(name, args, outputs[0][1], path, _outwards(sys._getframe(2), path.clip))
         elif differentiable:
-            self._note_operation(name, args, kwargs, outputs[0][1])
+            self.note_operation(name, args, kwargs, outputs[0][1])
 
     def _only_fills(self, args: tuple[Any, ...], kwargs: dict[str, Any], changed: Collection[int]) -> bool:
         """Whether a tensor that nothing here has used gets new values, as when a module initialises its parameters.
@@ -337,15 +371,16 @@ class Recorder(Tensors, TorchFunctionMode):
         elif name.removeprefix("_foreach_") in ("clamp_", "clamp_min_") and "clip_value" in frame.f_locals:
             self.watcher.clipped_values(result, self.paths.outside_clipping(path))
 
-    def _note_operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    def note_operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """What the diagnosis wants to know of some operations: which units answer, what number it multiplies by."""
-        if name not in ACTIVATIONS and name not in ("mul", "div"):
+        if name not in NOTED:
             return
         place = self.place_of(result)
         if place is None or place.transformed:
             return
         if name in ACTIVATIONS:
-            place.activity = activity(name, args, kwargs, result) or place.activity
+            kept = self._answers.keep(place.activity, name, result)
+            place.activity = kept or activity(name, args, kwargs, result) or place.activity
         elif (factor := factor_of(name, args)) is not None:
             place.number = factor
 
@@ -363,24 +398,23 @@ class Recorder(Tensors, TorchFunctionMode):
         except Exception as fault:  # noqa: BLE001 - the person's error is on its way and must not be replaced
             self.fault(op_name(func), fault)
 
-    def _outputs(self, func: Any, name: str, args: tuple[Any, ...], result: Any) -> list[tuple[Position, Tensor]]:
-        method = getattr(func, "__name__", "")
+    def _outputs(
+        self, func: Any, function: TorchFunction, args: tuple[Any, ...], result: Any
+    ) -> list[tuple[Position, Tensor]]:
         if result is None:
-            if method == "__set__":
+            if function.sets:
                 self._property_set(func, args)
                 return []
-            return list(tensors_in(args[0])) if args and changes_in_place(func, {}) else []
-        if method == "__get__" and name in _GRADIENT_GETTERS:
+            return list(tensors_in(args[0])) if args and function.in_place else []
+        if function.reads_gradient:
             # A gradient that is looked at is no new tensor.
-            entry = self._entries[id(result)] = Entry(TensorWeakRef(result), None, 0, result, 1)
+            entry = self._entries[id(result)] = Entry.of(result, None, 0, 1)
             entry.gradient_of = TensorWeakRef(args[0])
             owner = self.place_of(args[0])
             if owner is not None and not is_torchs(sys._getframe(3).f_code):
                 owner.read = True
             return []
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return []
-        return list(tensors_in(result))
+        return [] if function.initialises else list(tensors_in(result))
 
     def _property_set(self, func: Any, args: tuple[Any, ...]) -> None:
         if getattr(func, "__self__", None) is not Tensor.grad or len(args) < 2:

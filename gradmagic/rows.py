@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .answers import KeptAnswer
 from .backward import Ledger
 from .curves import Curve, GrowingSeries, joined
 from .dataflow import DataFlow
@@ -328,7 +329,7 @@ def _alive(place: Place) -> Tensor | None:
     tensor = place.ref() if place.ref is not None and not place.transformed else None
     if tensor is None or tensor.layout is not torch.strided or values_of(tensor) is None or not tensor.numel():
         return None
-    return tensor  # type: ignore[no-any-return]  # TensorWeakRef carries no type of what it gives
+    return tensor
 
 
 def _norm_of_grad(place: Place) -> float | None:
@@ -337,7 +338,7 @@ def _norm_of_grad(place: Place) -> float | None:
 
 
 def _activity(place: Place) -> Activity | None:
-    pending = place.activity
+    pending = place.activity.counted() if isinstance(place.activity, KeptAnswer) else place.activity
     if pending is None:
         return None
     idle, off, counted = pending.result()

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import TensorWeakRef
 
 from .bindings import Position
 from .modules import ModuleRegistry
@@ -38,7 +37,14 @@ HELD = (-1, 0)
 _FAULTS = 100
 _WORDS = 200
 """So many letters of an error are kept."""
-_SWEEP_AT = 2_000
+_SWEEP_AT = 1_000
+"""The tensors that are gone are forgotten at so many, or when twice as many are known as were alive the last time.
+
+Seldom enough to cost 20 ns a tensor; often enough that the dead take no more memory than the living.
+"""
+OCCURRENCE = 32
+"""A mark on an autograd node is one number: the place's index, and from this bit on which of its occurrences it is."""
+_INDEX = (1 << OCCURRENCE) - 1
 _ON_A_VIEW = "on a view"
 _Key = TypeVar("_Key")
 
@@ -83,11 +89,13 @@ class Tensors:
         self._entries: dict[int, Entry] = {}
         self._learning: dict[int, Entry] = {}
         """Of the leaves that require a gradient, by their ``id``."""
-        self._non_leaves: dict[tuple[int, int], Entry] = {}
-        """Of the non-leaves that do, by index of the place and occurrence. A pass looks its own up here: to go
+        self._non_leaves: dict[int, Entry] = {}
+        """Of the non-leaves that do, by the mark on the node that has made them. A pass looks its own up here: to go
         through all that are alive would take longer with each round of a loop that keeps its losses."""
         self._leaves: dict[tuple[object, ...], list[Place]] = {}
         self._sweep_at = _SWEEP_AT
+        self._in_short = not with_values
+        """Whether it is enough to describe a tensor that is made again."""
         self._depth = 1
         """Depth of the operation that is being recorded; see `Entry`."""
         self._deep: dict[int, dict[int, tuple[int, int]]] = {}
@@ -103,6 +111,8 @@ class Tensors:
         self._variables = dict
         self.paths.release()
         self._by_key.clear()
+        for place in self.places:
+            place.path.usual.clear()
 
     def made_here(self, tensor: Tensor) -> bool:
         """Whether a non-leaf was made since recording began (autograd numbers its nodes as they are made)."""
@@ -148,7 +158,7 @@ class Tensors:
     def _asked(self, entry: Entry, place: Place, tensor: Tensor) -> None:
         """``requires_grad`` of a leaf was switched on or off."""
         entry.requires_grad = tensor.requires_grad
-        self._describe(place, tensor)
+        self.describe(place, tensor)
         self._sort_in(entry, tensor)
 
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
@@ -182,7 +192,7 @@ class Tensors:
     def entry(self, tensor: Tensor) -> Entry | None:
         """What is known of this very tensor object."""
         entry = self._entries.get(id(tensor))
-        return entry if entry is not None and entry.ref() is tensor else None
+        return entry if entry is not None and entry() is tensor else None
 
     def take_in(self, tensor: Tensor, path: Path, wanted: Callable[[Tensor], bool]) -> None:
         """Take in a non-leaf that a variable of the person holds, when it is `wanted` and was not seen before."""
@@ -288,6 +298,8 @@ class Tensors:
         place.input_requires_grad = differentiable
         place.leaf_view = differentiable and tensor.is_leaf and tensor.requires_grad and bool(tensor._is_view())
         self._occurrence(place, tensor)
+        if not position and not makes_leaf and path.function_apply is None and path.clip is None:
+            path.usual[name] = place
 
     def _returned_again(
         self, known: Entry, path: Path, name: str, position: Position, tensor: Tensor, parents: list[Place]
@@ -356,7 +368,7 @@ class Tensors:
         occurrence = place.count
         place.count += 1
         place.last_clock = self.tick()
-        self._describe(place, tensor)
+        self.describe(place, tensor)
         self._remember(tensor, place, occurrence)
         if self.with_values and not place.transformed and not tensor.is_quantized:
             place.see_values(measure(tensor), occurrence, self.backlog)
@@ -375,26 +387,18 @@ class Tensors:
             if not occurrence and place.adopted is None:
                 self._sequence.append((node._sequence_nr(), place.index))
 
-    def _describe(self, place: Place, tensor: Tensor) -> None:
-        place.requires_grad = tensor.requires_grad
-        place.asked = place.asked or place.requires_grad
-        place.is_leaf = tensor.is_leaf
-        place.is_parameter = isinstance(tensor, torch.nn.Parameter)
-        place.is_floating = tensor.is_floating_point() or tensor.is_complex()
-        place.shape = shape_of(tensor)
-        place.dtype = str(tensor.dtype).removeprefix("torch.")
-        place.device = str(tensor.device)
+    def describe(self, place: Place, tensor: Tensor) -> None:
+        """Note what a place's newest tensor is like, and under what circumstances it came to be."""
+        place.describe(tensor)
         place.grad_enabled = torch.is_grad_enabled()
-        place.inference = tensor.is_inference()
         place.transformed = inside_transform()
         if place.is_leaf and place.requires_grad:
             place.bare = tensor.grad is None
 
     def _remember(self, tensor: Tensor, place: Place, occurrence: int) -> None:
-        place.ref = TensorWeakRef(tensor)
-        entry = Entry(place.ref, place, occurrence, tensor, self._depth)
+        entry = place.newest = Entry.of(tensor, place, occurrence, self._depth)
         before = self._entries.pop(id(tensor), None)  # a new tensor may have the id of one that is gone: it stands last
-        if before is not None and before.ref() is tensor:
+        if before is not None and before() is tensor:
             entry.kept, entry.given = before.kept, before.given
         self._entries[id(tensor)] = entry
         self._sort_in(entry, tensor)
@@ -406,7 +410,7 @@ class Tensors:
         if entry.requires_grad and tensor.is_leaf:
             self._learning[id(tensor)] = entry
         elif entry.requires_grad and entry.place is not None:
-            self._non_leaves[entry.place.index, entry.occurrence] = entry
+            self._non_leaves[entry.occurrence << OCCURRENCE | entry.place.index] = entry
 
     def sweep(self) -> None:
         """Forget the tensors that are gone."""
@@ -419,13 +423,21 @@ class Tensors:
 
     def marks(self, node: Any) -> dict[int, tuple[int, int]] | None:
         """This recorder's marks on an autograd node: output number -> (place index, occurrence)."""
-        marks: dict[int, tuple[int, int]] | None = node.metadata.get(self.mark)
-        return marks or (self._deep.get(node._sequence_nr()) if self._deep else None)
+        mark: int | dict[int, tuple[int, int]] | None = node.metadata.get(self.mark)
+        if isinstance(mark, int):
+            return {0: (mark & _INDEX, mark >> OCCURRENCE)}
+        return mark or (self._deep.get(node._sequence_nr()) if self._deep else None)
 
     def _mark(self, node: Any, tensor: Tensor, place: Place, occurrence: int) -> None:
-        place.grad_fn = node.name().removeprefix("torch::autograd::")
-        marks = node.metadata.setdefault(self.mark, {})
-        marks[tensor.output_nr] = (place.index, occurrence)
+        """Mark an autograd node with what it has made.
+
+        Where that is one tensor, as nearly always, with a number: a dictionary and a tuple take 300 bytes a node more.
+        """
+        place.grad_fn_found = node.name()
+        mark = occurrence << OCCURRENCE | place.index
+        output = tensor.output_nr
+        if output or node.metadata.setdefault(self.mark, mark) is not mark:
+            node.metadata[self.mark] = {**(self.marks(node) or {}), output: (place.index, occurrence)}
 
     def function_node(self, node: Any, path: Path) -> Place:
         """The place of a custom ``autograd.Function`` whose output no later torch call and no name holds."""
@@ -433,10 +445,10 @@ class Tensors:
         place = self._place(self.paths.applied(node) or path, name, ())
         place.count += 1
         place.requires_grad = place.input_requires_grad = place.is_floating = True
-        place.grad_fn = node.name()
+        place.grad_fn_found = node.name()
         metadata = node._input_metadata[0]
-        place.shape, place.dtype = plain_sizes(metadata.shape), str(metadata.dtype).removeprefix("torch.")
-        node.metadata[self.mark] = {0: (place.index, place.count - 1)}
+        place.shape_found, place.dtype_found = plain_sizes(metadata.shape), metadata.dtype
+        node.metadata[self.mark] = place.count - 1 << OCCURRENCE | place.index
         if place.count == 1:
             self._stand_in_order(place, node)
         return place
@@ -448,8 +460,8 @@ class Tensors:
         for tensor, entry in self.alive():
             place = entry.place
             if place is not None and tensor.is_leaf and not place.transformed:
-                place.requires_grad, place.shape = tensor.requires_grad, shape_of(tensor)
-                place.dtype, place.device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
+                place.requires_grad, place.shape_found = tensor.requires_grad, shape_of(tensor)
+                place.dtype_found, place.device_found = tensor.dtype, tensor.device
 
     def persons_tensors(self) -> list[Tensor]:
         """The tensors that plain variables of the person hold."""
@@ -464,9 +476,9 @@ class Tensors:
 
     def of(self, owner: tuple[int, int]) -> tuple[Tensor | None, Entry | None]:
         """The non-leaf that is an occurrence of a place, if it still exists."""
-        entry = self._non_leaves.get(owner)
-        # The plain reference is asked first: most are gone, and ``TensorWeakRef`` is four calls.
-        tensor = entry.ref() if entry is not None and entry.ref.ref() is not None else None
+        place, occurrence = owner
+        entry = self._non_leaves.get(occurrence << OCCURRENCE | place)
+        tensor = entry.ref() if entry is not None else None
         if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
             return None, None
         return tensor, entry
@@ -480,7 +492,7 @@ class Tensors:
 
 
 def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
-    return {key: entry for key, entry in entries.items() if entry.ref() is not None}
+    return {key: entry for key, entry in entries.items() if entry() is not None}
 
 
 def tells_its_history(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ LAYERS = (
     {"records", "curves", "raised", "stored", "numbering"},
     {
         "statistics",
+        "answers",
         "sources",
         "modules",
         "namespace",
@@ -31,7 +32,7 @@ LAYERS = (
         "history",
         "diagnosis",
     },
-    {"recorder", "tensors", "tasks", "calls", "operations", "paths", "changes"},
+    {"recorder", "repeats", "tensors", "tasks", "calls", "operations", "paths", "changes"},
     {
         "graph",
         "gathering",
