@@ -28,7 +28,6 @@ Owner = tuple[int, int]
 
 _TELLS_PACKED = hasattr(torch._C._autograd.SavedTensor, "data")
 """Whether a saved tensor tells, without unpacking, that hooks of the person's have packed it."""
-_Strange = tuple[bool, Callable[[], GradStats]]
 _ZERO, _BAD = 1, 2
 _KEPT = 8
 """So many births of each kind are kept for a pass; the first ones are the causes."""
@@ -98,8 +97,11 @@ class BirthPoint:
 class KnownNode(Protocol):
     """What a birth tells of a node: whose it is, what it is called, and which nodes it receives gradients from."""
 
-    owner: Owner | None
     name: str
+
+    @property
+    def owner(self) -> Owner | None:
+        """Whose it is."""
 
     @property
     def consumers(self) -> Sequence[int]:
@@ -137,7 +139,11 @@ class BirthWatch:
         self._backlog = backlog
         self.order: list[int] = []
         self._nodes: Mapping[int, KnownNode] = {}
-        self._strange: dict[int, list[_Strange]] = {}
+        self._bad: dict[int, tuple[int, int, int]] = {}
+        self._zeros: dict[int, int] = {}
+        """How many gradients of each node were all zero..."""
+        self._numels: dict[int, int] = {}
+        """...and how many elements the last of them had."""
         self._states: dict[int, int] = {}
         self._made_bad: dict[int, _Seen] = {}
         self._risky: set[int] = set()
@@ -160,13 +166,19 @@ class BirthWatch:
             hook.let_go()
         self._hooks.clear()
 
-    def strange(self, key: int, is_bad: bool, stats: Callable[[], GradStats]) -> None:
-        """A gradient that arrived at a node has elements that are not finite, or else is all zero."""
-        self._strange.setdefault(key, []).append((is_bad, stats))
+    def bad(self, key: int, stats: GradStats) -> None:
+        """A gradient that arrived at a node has elements that are not finite."""
+        self._bad.setdefault(key, (stats.nan_count, stats.inf_count, stats.numel))
+
+    def zero(self, key: int, numel: int) -> None:
+        """A gradient that arrived at a node is zero in all of its elements."""
+        # Numbers alone: in a deep graph that vanishes there are many, and Python's collector looks at anything else.
+        self._zeros[key] = self._zeros.get(key, 0) + 1
+        self._numels[key] = numel
 
     def judge(self) -> None:
         """All numbers are known: go through the pass again."""
-        if self._strange:
+        if self._bad or self._zeros:
             ran: set[int] = set()
             for key, count in Counter(self.order).items():  # in the order of first arrival
                 ran.add(key)
@@ -174,17 +186,16 @@ class BirthWatch:
         self.order, self._nodes = [], {}
 
     def _judge(self, key: int, count: int, ran: Container[int]) -> None:
-        gradients = self._strange.get(key, [])
-        bad = any(is_bad for is_bad, _ in gradients)
-        if not bad and len(gradients) < count:
+        bad = key in self._bad
+        if not bad and self._zeros.get(key, 0) < count:
             return
         state = self._states[key] = _BAD if bad else _ZERO
         givers = [giver for giver in self._nodes[key].consumers if giver in ran] if key in self._nodes else []
         inherited = [self._states.get(giver) in ((_BAD,) if bad else (_ZERO, _BAD)) for giver in givers]
         if givers and not (any(inherited) if bad else all(inherited)):
-            self._born(key, state, givers, gradients)
+            self._born(key, state, givers)
 
-    def _born(self, key: int, state: int, givers: Sequence[int], gradients: Sequence[_Strange]) -> None:
+    def _born(self, key: int, state: int, givers: Sequence[int]) -> None:
         owner = self._nodes[key].owner
         kind: Literal["not_finite", "zero"] = "not_finite" if state == _BAD else "zero"
         if owner is None or sum(birth.kind == kind for birth in self.births) >= _KEPT:
@@ -192,8 +203,7 @@ class BirthWatch:
         giver = self._guilty(givers, state)
         consumer, grad_fn = (self._nodes[giver].owner, self._nodes[giver].name) if giver is not None else (None, "")
         seen = self._made_bad.get(giver, _Seen(None, False)) if giver is not None else _Seen(None, False)
-        stats = next((stats for is_bad, stats in gradients if is_bad), gradients[0][1])()
-        counts = stats.nan_count, stats.inf_count, stats.numel
+        counts = self._bad[key] if state == _BAD else (0, 0, self._numels[key])
         self.births.append(BirthPoint(kind, owner, consumer, grad_fn, *counts, seen.saved, seen.upstream))
 
     def _guilty(self, givers: Sequence[int], state: int) -> int | None:

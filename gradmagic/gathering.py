@@ -142,8 +142,10 @@ class Gathering:
 
     def _known(self, pending: Pending, source: Source, to: Gradients, occurrence: int, node: int) -> None:
         to.add(source, occurrence, pending)
-        if pending.is_bad() or pending.is_zero():
-            self._watch.strange(node, pending.is_bad(), pending.result)
+        if pending.is_bad():
+            self._watch.bad(node, pending.result())
+        elif pending.is_zero():
+            self._watch.zero(node, pending.result().numel)
 
     def _reduce(self, bucket: _Bucket) -> None:
         self._held -= len(bucket.owners) * bucket.numel
@@ -182,9 +184,10 @@ class _Batch:
             to.see(source, newest, Pending.known(self._stats(rows[occurrences.index(newest)])))
         if min(nonzero) == 0 or any(nans) or any(infinite):
             for row, (*_, node) in enumerate(self._owners):
-                is_bad = bool(nans[row] or infinite[row])
-                if is_bad or not nonzero[row]:
-                    watch.strange(node, is_bad, partial(self._stats, row))
+                if nans[row] or infinite[row]:
+                    watch.bad(node, self._stats(row))
+                elif not nonzero[row]:
+                    watch.zero(node, self._numel)
 
     def _stats(self, row: int) -> GradStats:
         numbers, values = ([column[row] for column in columns] for columns in (self._columns[:7], self._columns[7:]))

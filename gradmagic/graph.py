@@ -22,9 +22,10 @@ from .calls import without_our_lines
 from .gathering import Gathering
 from .keeping import Kept, keep, kept_by
 from .numbering import numbered_apart
-from .places import Gradients, InnerNode, Path
+from .places import Gradients, InnerNode, Path, Place
 from .recorder import Recorder
 from .stored import plain_sizes, shape_of
+from .tensors import mark_of, owner_of
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _FOLLOWED = 15_000
@@ -48,14 +49,14 @@ class Step:
         consumer: ``id`` of the node it was reached from first; None for a root.
         outputs: a bit for each of its outputs that is used.
         name: see `_Kind`.
-        owner: the place it belongs to, which also owns the unseen nodes behind it.
-        marks: places of its outputs, if it has any.
+        mark: of what it belongs to, which also owns the unseen nodes behind it; see `Tensors.marks`.
+        others: for one that Python got several outputs of, or another than the first: whose each is.
         inner: which inner step it is, if not.
         layout: for that of a leaf, the memory layout in which its gradient is stored.
         kept: the tensors whose ``.grad`` this pass brings.
     """
 
-    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "marks", "name", "node", "outputs", "owner")
+    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "mark", "name", "node", "others", "outputs")
 
     def __init__(self, node: Any, consumer: int | None, output: int) -> None:
         self.node = node
@@ -64,11 +65,29 @@ class Step:
         self._others: list[int] | None = None
         self.outputs = 1 << output
         self.name = ""
-        self.owner: Owner | None = None
-        self.marks: dict[int, Owner] | None = None
+        # As one number: a dictionary and two tuples a node would be three objects more for Python's collector.
+        self.mark: int | None = None
+        self.others: dict[int, Owner] | None = None
         self.inner: InnerNode | None = None
         self.layout: tuple[int, ...] | None = None
         self.kept: Kept | None = None
+
+    @property
+    def owner(self) -> Owner | None:
+        """Index of the place it belongs to, and which of its occurrences."""
+        return owner_of(self.mark) if self.mark is not None else None
+
+    def marks(self) -> dict[int, int]:
+        """The mark of each output that Python got."""
+        if self.others is not None:
+            return {output: mark_of(owner) for output, owner in self.others.items()}
+        return {0: self.mark} if self.mark is not None and self.inner is None else {}
+
+    def of_output(self, output: int) -> Owner | None:
+        """Whose an output is; None for one that Python never got."""
+        if self.others is not None:
+            return self.others.get(output)
+        return self.owner if not output and self.inner is None else None
 
     @property
     def consumers(self) -> list[int]:
@@ -134,6 +153,9 @@ class _Hooks:
 
     def share(self, node: Any, outputs: int) -> None:
         """Listen to these outputs of a node that dies with its graph."""
+        if outputs == 1 and self._shared:
+            node._register_hook_dict(self._shared[0][1])
+            return
         output = 0
         while outputs:
             if outputs & 1:
@@ -153,6 +175,7 @@ class _Hooks:
         """Take every hook off. Once more does no harm, and finishes what an interrupt kept from being done."""
         for hooks, _ in self._shared:
             hooks.clear()
+        self._arrived = _nothing
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -240,7 +263,7 @@ class Listener:
         self._path = path
         self._wire = _Wire(self)
         self._hooks = _Hooks(self._arrived_somewhere)
-        self._inner_counts: dict[Owner, int] = {}
+        self._inner_counts: dict[int, int] = {}
         self._kinds: dict[type, _Kind] = {}
         self.steps: dict[int, Step] = {}
         self.complete = True
@@ -278,9 +301,9 @@ class Listener:
             kind = self._kind(step.node)
             step.name = kind.name
             self._listen(step, kind, leaves)
-            if keep and step.marks is not None:
-                step.kept = kept_by(self._recorder, step.node, step.marks)
-            if step.owner is not None:
+            if keep and step.inner is None and (step.others or self._recorder.may_be_alive(step.mark)):
+                step.kept = kept_by(self._recorder, step.node, step.marks())
+            if step.mark is not None:
                 self._hook(step, key, kind, again)
             theirs = theirs or kind.is_persons
         self.gathering.waits = not torch.overrides._get_current_function_mode_stack()
@@ -337,63 +360,69 @@ class Listener:
         """The pass is over: make numbers of the gradients that still wait."""
         self.gathering.settle()
         self._recorder.backlog.when_known(None, self.watch.judge)
+        self.steps = {}
 
     def _listen(self, step: Step, kind: _Kind, leaves: list[Tensor]) -> None:
         """Find out whose a node is."""
-        consumer = self.steps[step.consumer].owner if step.consumer is not None else None
-        marks = self._recorder.marks(step.node)
-        if kind.is_leaf or (marks is None and kind.is_persons):
-            marks = self._take_in(step, kind, consumer, leaves)
-        if not marks:
+        consumer = self.steps[step.consumer].mark if step.consumer is not None else None
+        mark = self._recorder.mark_on(step.node)
+        if kind.is_leaf or (mark is None and kind.is_persons):
+            mark = self._take_in(step, kind, consumer, leaves)
+        if not isinstance(mark, int):
+            step.others = mark or None
+            mark = mark_of(next(iter(mark.values()))) if mark else None
+        if mark is None:
             self._listen_inside(step, consumer)
             return
         self.nodes.named += 1
-        step.marks = marks
-        step.owner = next(iter(marks.values()))
-        parents = self._recorder.places[consumer[0]].parents if consumer is not None else set()
-        for output, (place, _) in marks.items():
-            parents.add(place)
-            if step.outputs >> output & 1:  # of several outputs, only those that somebody used lie on the way
+        step.mark = mark
+        made = [owner_of(mark)[0]] if step.others is None else [place for place, _ in step.others.values()]
+        if consumer is not None:
+            self._recorder.places[owner_of(consumer)[0]].parents.update(made)
+        # Of several outputs, only those that somebody used lie on the way.
+        for output, place in zip(step.others or (0,), made, strict=True):
+            if step.outputs >> output & 1:
                 self.reached.add(place)
 
     def _take_in(
-        self, step: Step, kind: _Kind, consumer: Owner | None, leaves: list[Tensor]
-    ) -> dict[int, Owner] | None:
-        """The marks of a leaf, or of a custom Function, that is noticed only now."""
+        self, step: Step, kind: _Kind, consumer: int | None, leaves: list[Tensor]
+    ) -> int | dict[int, Owner] | None:
+        """The mark of a leaf, or of a custom Function, that is noticed only now."""
         recorder, node = self._recorder, step.node
         known = len(recorder.places)
-        path = recorder.places[consumer[0]].path if consumer is not None else self._path
-        marks: dict[int, Owner] | None = None
+        after = recorder.places[owner_of(consumer)[0]] if consumer is not None else None
+        path = after.path if after is not None else self._path
+        mark: int | dict[int, Owner] | None = None
         if kind.is_leaf:
             leaves.append(node.variable)
-            marks = self._marks_of_leaf(node.variable, path)
+            mark = self._mark_of_leaf(node.variable, path)
             step.layout = node.variable.stride() if _is_strided(node.variable) else None
         elif getattr(node, "_forward_cls", None) is not None and shapes_of(node):
             recorder.function_node(node, path)
-            marks = recorder.marks(node)
+            mark = recorder.mark_on(node)
         for late in recorder.places[known:]:
-            if late.is_leaf and consumer is not None:
-                late.order = recorder.places[consumer[0]].order - 0.25
-        return marks
+            if late.is_leaf and after is not None:
+                late.order = after.order - 0.25
+        return mark
 
-    def _marks_of_leaf(self, leaf: Tensor, path: Path) -> dict[int, Owner] | None:
+    def _mark_of_leaf(self, leaf: Tensor, path: Path) -> int | None:
         place = self._recorder.used(leaf, path)
         entry = self._recorder.entry(leaf)
-        return {0: (place.index, entry.occurrence)} if place is not None and entry is not None else None
+        return mark_of((place.index, entry.occurrence)) if place is not None and entry is not None else None
 
-    def _listen_inside(self, step: Step, consumer: Owner | None) -> None:
+    def _listen_inside(self, step: Step, consumer: int | None) -> None:
         if consumer is None:
             return
         self.nodes.inner += 1
         # The k-th unseen node of every occurrence is the same inner step.
         number = self._inner_counts.get(consumer, 0)
         self._inner_counts[consumer] = number + 1
-        inner = self._recorder.places[consumer[0]].inner
+        inner = self._recorder.places[owner_of(consumer)[0]].inner
         if number >= len(inner):
             inner.append(InnerNode(step.name, shapes_of(step.node)))
         elif inner[number].grad_fn != step.name:
             inner.insert(number, InnerNode(step.name, shapes_of(step.node)))
-        step.owner, step.inner = consumer, inner[number]
+        step.mark, step.inner = consumer, inner[number]
 
     # ---- while gradients flow
 
@@ -411,15 +440,17 @@ class Listener:
         """A gradient arrived at an output of a node, whose ``id`` is `key`."""
         self.now_at = key
         try:
-            mark = step.marks.get(output) if step.marks is not None else None
-            if mark is not None:
-                place = self._recorder.places[mark[0]]
-                self.received_by.add(mark[0])
+            owner = step.of_output(output)
+            if owner is not None:
+                index, occurrence = owner
+                place = self._recorder.places[index]
+                self.received_by.add(index)
                 place.received = self.gathering.source.clock
-                self.gathering.take(gradient, step.layout, place.gradients, mark[1], key)
-            elif step.owner is not None:
-                to = self._inside(step, step.owner, output, gradient)
-                self.gathering.take(gradient, None, to, step.owner[1], key)
+                self.gathering.take(gradient, step.layout, place.gradients, occurrence, key)
+            elif step.mark is not None:
+                index, occurrence = owner_of(step.mark)
+                to = self._inside(step, self._recorder.places[index], output, gradient)
+                self.gathering.take(gradient, None, to, occurrence, key)
             if step.kept is not None and output in step.kept:
                 keep(step.kept[output], gradient)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
@@ -431,11 +462,10 @@ class Listener:
         self._recorder.places[place].received = self.gathering.source.clock
         self.gathering.take(gradient, None, self._recorder.places[place].gradients, occurrence, 0)
 
-    def _inside(self, step: Step, owner: Owner, output: int, gradient: Tensor) -> Gradients:
+    def _inside(self, step: Step, place: Place, output: int, gradient: Tensor) -> Gradients:
         """Whose a gradient is that Python never sees: of an inner step, or of an unknown output of a known node."""
         inner = step.inner
         if inner is None:
-            place = self._recorder.places[owner[0]]
             inner = place.unclaimed = place.unclaimed or InnerNode(step.name, {})
             inner.shapes[output] = shape_of(gradient)
         found = inner.gradients.get(output)

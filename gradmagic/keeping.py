@@ -38,11 +38,11 @@ def retain(tensors: Tensors) -> None:
                     tensors.fault("retain_grad", error)
 
 
-def kept_by(tensors: Tensors, node: Any, marks: Mapping[int, tuple[int, int]]) -> Kept | None:
-    """The tensors that a node has made, as `marks` tell, and whose gradients a pass over it will bring."""
+def kept_by(tensors: Tensors, node: Any, marks: Mapping[int, int]) -> Kept | None:
+    """The tensors that a node has made, by the marks of its outputs, and whose gradients a pass over it will bring."""
     found: Kept | None = None
-    for output, owner in marks.items():
-        tensor, entry = tensors.of(owner)
+    for output, mark in marks.items():
+        tensor, entry = tensors.of(mark)
         if tensor is None or entry is None:
             continue
         if tensor.retains_grad:

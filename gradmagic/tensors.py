@@ -423,10 +423,13 @@ class Tensors:
 
     def marks(self, node: Any) -> dict[int, tuple[int, int]] | None:
         """This recorder's marks on an autograd node: output number -> (place index, occurrence)."""
+        mark = self.mark_on(node)
+        return {0: owner_of(mark)} if isinstance(mark, int) else mark
+
+    def mark_on(self, node: Any) -> int | dict[int, tuple[int, int]] | None:
+        """The same, as one number where there is one output; see `OCCURRENCE`."""
         mark: int | dict[int, tuple[int, int]] | None = node.metadata.get(self.mark)
-        if isinstance(mark, int):
-            return {0: (mark & _INDEX, mark >> OCCURRENCE)}
-        return mark or (self._deep.get(node._sequence_nr()) if self._deep else None)
+        return mark if mark is not None or not self._deep else self._deep.get(node._sequence_nr())
 
     def _mark(self, node: Any, tensor: Tensor, place: Place, occurrence: int) -> None:
         """Mark an autograd node with what it has made.
@@ -474,10 +477,14 @@ class Tensors:
             if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
                 yield tensor, entry
 
-    def of(self, owner: tuple[int, int]) -> tuple[Tensor | None, Entry | None]:
-        """The non-leaf that is an occurrence of a place, if it still exists."""
-        place, occurrence = owner
-        entry = self._non_leaves.get(occurrence << OCCURRENCE | place)
+    def may_be_alive(self, mark: int | None) -> bool:
+        """Whether the non-leaf with this mark may still exist: quickly, since most do not."""
+        entry = self._non_leaves.get(mark) if mark is not None else None
+        return entry is not None and entry() is not None
+
+    def of(self, mark: int) -> tuple[Tensor | None, Entry | None]:
+        """The non-leaf with this mark on the node that has made it, if it still exists."""
+        entry = self._non_leaves.get(mark)
         tensor = entry.ref() if entry is not None else None
         if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
             return None, None
@@ -489,6 +496,16 @@ class Tensors:
             tensor = entry.ref()
             if tensor is not None and entry.place is not None and tells_its_history(tensor):
                 yield tensor, entry
+
+
+def owner_of(mark: int) -> tuple[int, int]:
+    """Index of the place and occurrence, from a mark."""
+    return mark & _INDEX, mark >> OCCURRENCE
+
+
+def mark_of(owner: tuple[int, int]) -> int:
+    """The mark for the index of a place and an occurrence."""
+    return owner[1] << OCCURRENCE | owner[0]
 
 
 def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
