@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from ctypes import string_at
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .records import GradStats
 from .statistics import VALUES_LIMIT, Backlog, Pending, measure, reductions, stats_of
 from .stored import out_of_sight
 
-_SMALL = 4_096
+SMALL = 4_096
 """Gradients of up to this many elements wait for others: beyond, to copy them costs as much as the calls do."""
 _TOGETHER = 256
 """So many of one shape are reduced together."""
@@ -57,13 +57,12 @@ class _Bucket:
         return torch.frombuffer(bytearray().join(self.copies), dtype=self.dtype).view(len(self.copies), -1)
 
 
-def _is_small_and_plain(gradient: Tensor) -> bool:
-    """Whether a gradient is a few numbers in strided memory, on the CPU, like any other tensor there."""
-    if not gradient.is_cpu or not 0 < gradient.numel() <= _SMALL:
-        return False
+@cache
+def _usual_keys() -> int:
+    """The dispatch keys of a tensor that is strided memory on the CPU, and nothing else."""
     with out_of_sight():
-        usual = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
-    return torch._C._dispatch_keys(gradient).raw_repr() == usual
+        keys: int = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+    return keys
 
 
 class Gathering:
@@ -87,12 +86,14 @@ class Gathering:
         self._backlog = backlog
         self._watch = watch
         self._fault = fault
-        self._buckets: dict[object, _Bucket | None] = {}
-        """By shape, dtype and dispatch keys; None for gradients that do not wait."""
+        self._buckets: dict[object, _Bucket] = {}
+        """By shape and dtype."""
         self._held = 0
 
-    def take(self, gradient: Tensor, layout: Sequence[int] | None, to: Gradients, occurrence: int, node: int) -> None:
-        """A gradient has arrived.
+    def take(
+        self, gradient: Tensor, layout: Sequence[int] | None, to: Gradients, occurrence: int, node: int
+    ) -> Pending | None:
+        """A gradient has arrived; returns its statistics, if it has not to wait for others.
 
         Args:
             gradient: the gradient.
@@ -102,16 +103,31 @@ class Gathering:
             node: ``id`` of the autograd node it arrived at.
         """
         self._watch.order.append(node)
-        if self.waits and type(gradient) is Tensor:
-            # One question instead of seven: conjugate, negative, sparse, nested, quantized, a wrapper of torch.func...?
-            kind = (gradient.shape, gradient.dtype, torch._C._dispatch_keys(gradient).raw_repr())
+        # One question instead of seven: conjugate, negative, sparse, nested, quantized, a wrapper of torch.func...?
+        if self.waits and type(gradient) is Tensor and torch._C._dispatch_keys(gradient).raw_repr() == _usual_keys():
+            kind = gradient.shape, gradient.dtype
             bucket = self._buckets.get(kind)
-            if bucket is None and kind not in self._buckets:
-                bucket = self._buckets[kind] = _Bucket(gradient) if _is_small_and_plain(gradient) else None
+            if bucket is None and 0 < gradient.numel() <= SMALL:
+                bucket = self._buckets[kind] = _Bucket(gradient)
             if bucket is not None and gradient.is_contiguous() and (layout is None or gradient.stride() == layout):
                 self._wait(bucket, gradient, (to, occurrence, node))
-                return
-        self._measure(gradient, layout, to, occurrence, node)
+                return None
+        try:
+            pending = measure(gradient, layout)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
+            self._fault("gradient statistics", error)
+            return None
+        self._give(pending, to, occurrence, node)
+        return pending
+
+    def take_again(self, pending: Pending, to: Gradients, occurrence: int, node: int) -> None:
+        """The very numbers that have been measured have arrived once more."""
+        self._watch.order.append(node)
+        self._give(pending, to, occurrence, node)
+
+    def _give(self, pending: Pending, to: Gradients, occurrence: int, node: int) -> None:
+        then = partial(self._known, pending, self.source, to, occurrence, node)
+        self._backlog.when_known(pending.waiting, then)
 
     def _wait(self, bucket: _Bucket, gradient: Tensor, owner: _Owner) -> None:
         # To copy the bytes takes 0.3 us, ``clone`` 1.
@@ -126,19 +142,8 @@ class Gathering:
     def settle(self) -> None:
         """Reduce all that waits."""
         for bucket in self._buckets.values():
-            if bucket is not None and bucket.owners:
+            if bucket.owners:
                 self._reduce(bucket)
-
-    def _measure(
-        self, gradient: Tensor, layout: Sequence[int] | None, to: Gradients, occurrence: int, node: int
-    ) -> None:
-        try:
-            pending = measure(gradient, layout)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
-            self._fault("gradient statistics", error)
-            return
-        then = partial(self._known, pending, self.source, to, occurrence, node)
-        self._backlog.when_known(pending.waiting, then)
 
     def _known(self, pending: Pending, source: Source, to: Gradients, occurrence: int, node: int) -> None:
         to.add(source, occurrence, pending)

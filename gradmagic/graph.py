@@ -19,12 +19,13 @@ from torch.autograd.function import BackwardCFunction
 
 from .births import BirthWatch, Owner, is_risky
 from .calls import without_our_lines
-from .gathering import Gathering
+from .gathering import SMALL, Gathering
 from .keeping import Kept, keep, kept_by
 from .numbering import numbered_apart
 from .places import Gradients, InnerNode, Path, Place
 from .recorder import Recorder
-from .stored import plain_sizes, shape_of
+from .statistics import Pending, is_dense
+from .stored import is_plain, plain_sizes, shape_of
 from .tensors import mark_of, owner_of
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
@@ -54,9 +55,10 @@ class Step:
         inner: which inner step it is, if not.
         layout: for that of a leaf, the memory layout in which its gradient is stored.
         kept: the tensors whose ``.grad`` this pass brings.
+        seen: the statistics of a gradient that arrived here, with the address of its numbers and their version.
     """
 
-    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "mark", "name", "node", "others", "outputs")
+    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "mark", "name", "node", "others", "outputs", "seen")
 
     def __init__(self, node: Any, consumer: int | None, output: int) -> None:
         self.node = node
@@ -71,6 +73,7 @@ class Step:
         self.inner: InnerNode | None = None
         self.layout: tuple[int, ...] | None = None
         self.kept: Kept | None = None
+        self.seen: tuple[Pending, int, int] | None = None
 
     @property
     def owner(self) -> Owner | None:
@@ -88,6 +91,11 @@ class Step:
         if self.others is not None:
             return self.others.get(output)
         return self.owner if not output and self.inner is None else None
+
+    @property
+    def only_consumer(self) -> int | None:
+        """``id`` of the one node it is reached from; None where there are several, or none."""
+        return self.consumer if self._others is None else None
 
     @property
     def consumers(self) -> list[int]:
@@ -446,15 +454,33 @@ class Listener:
                 place = self._recorder.places[index]
                 self.received_by.add(index)
                 place.received = self.gathering.source.clock
-                self.gathering.take(gradient, step.layout, place.gradients, occurrence, key)
+                self._take(step, gradient, place.gradients, occurrence, key)
             elif step.mark is not None:
                 index, occurrence = owner_of(step.mark)
                 to = self._inside(step, self._recorder.places[index], output, gradient)
-                self.gathering.take(gradient, None, to, occurrence, key)
+                self._take(step, gradient, to, occurrence, key)
             if step.kept is not None and output in step.kept:
                 keep(step.kept[output], gradient)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
             self._recorder.fault("gradients", error)
+
+    def _take(self, step: Step, gradient: Tensor, to: Gradients, occurrence: int, key: int) -> None:
+        at = _address(gradient, step.layout)
+        if at is None:
+            self.gathering.take(gradient, step.layout, to, occurrence, key)
+            return
+        # What arrived at the only node that leads here lay in memory while it made this gradient. So where this one
+        # begins at the same address, it is that one passed on, as views and additions do, and need not be measured.
+        before = self.steps.get(step.only_consumer) if step.only_consumer is not None else None
+        seen = before.seen if before is not None else None
+        if seen is not None and seen[1:] == at:
+            step.seen = seen
+            self.gathering.take_again(seen[0], to, occurrence, key)
+            return
+        pending = self.gathering.take(gradient, step.layout, to, occurrence, key)
+        # A custom Function may change what it is given, and hide that from the version.
+        if pending is not None and not self._kind(step.node).is_persons:
+            step.seen = (pending, *at)
 
     def received(self, place: int, occurrence: int, gradient: Tensor) -> None:
         """A gradient arrived at an occurrence of a place, past the hooks of its node."""
@@ -472,6 +498,17 @@ class Listener:
         if found is None:
             found = inner.gradients[output] = Gradients()
         return found
+
+
+def _address(gradient: Tensor, layout: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Where the numbers of a large gradient lie, and their version; None if they do not lie as `layout` says."""
+    if type(gradient) is not Tensor or gradient.numel() <= SMALL:
+        return None
+    if not is_plain(gradient) or torch._C._functorch.is_functorch_wrapped_tensor(gradient):
+        return None
+    if not is_dense(gradient.shape, gradient.stride()) or (layout is not None and gradient.stride() != layout):
+        return None
+    return gradient.data_ptr(), gradient._version
 
 
 def _nothing(*_: object) -> None:

@@ -181,6 +181,8 @@ def _measured(data: Tensor) -> Pending:
         data = data.to(torch.float64)
     numel = data.numel()
     shown = data.reshape(-1) if numel <= VALUES_LIMIT else None
+    if numel > 1 and not data.is_contiguous():
+        data = data.as_strided((numel,), (1,))  # as it lies in memory: so it is reduced to the same bits, and faster
     if is_at_hand(data) or not numel:
         numbers = [number.item() for number in reductions(data)] if numel else None
         return Pending.known(stats_of(numbers, numel, tuple(shown.tolist()) if shown is not None else None))
@@ -233,14 +235,14 @@ def _as_stored(data: Tensor, layout: Sequence[int] | None) -> Tensor:
     """
     if (layout is None and data.is_contiguous()) or data.numel() <= 1:
         return data
-    if layout is not None and len(layout) == data.dim() and _is_dense(data.shape, layout):
+    if layout is not None and len(layout) == data.dim() and is_dense(data.shape, layout):
         if data.stride() == tuple(layout):
             return data
         return torch.empty_strided(data.shape, layout, dtype=data.dtype, device=data.device).copy_(data)
-    return data if _is_dense(data.shape, data.stride()) else data.clone()
+    return data if is_dense(data.shape, data.stride()) else data.clone()
 
 
-def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the elements lie side by side in memory, in whatever order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
