@@ -21,11 +21,12 @@ from .journal import Journal
 from .keeping import retain
 from .operations import tensors_in
 from .passes import Loss, Pass, PassFunction, PassLog
-from .places import Path, Place, Source
+from .places import Entry, Path, Place, Source
 from .raised import told
 from .recorder import Interceptor, Recorder
 from .statistics import Pending, measure
 from .stored import is_capturing, out_of_sight, shape_of, values_of
+from .tensors import is_deep
 
 
 class Ledger:
@@ -364,10 +365,16 @@ def is_scalar(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.numel() == 1
-        and value.grad_fn is not None
+        and value.requires_grad
+        and not value.is_leaf
         and not value.is_complex()
         and not value.is_meta
     )
+
+
+def _made_as(tensor: Tensor, entry: Entry) -> float:
+    """Which of all autograd nodes made a tensor; of those that are not looked at, only that they come last."""
+    return math.inf if is_deep(entry) or tensor.grad_fn is None else tensor.grad_fn._sequence_nr()
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,10 +393,9 @@ def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder
         named: names of the tensors in the namespace, by id.
         recorder: knows which tensors this cell made, and when.
     """
+    alive = [(tensor, entry) for tensor, entry in recorder.alive() if entry.place is not None and is_scalar(tensor)]
     made = [
-        (tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else 0, tensor)
-        for tensor, entry in recorder.alive()
-        if entry.place is not None and is_scalar(tensor) and recorder.made_here(tensor)
+        (_made_as(tensor, entry), tensor) for tensor, entry in alive if is_deep(entry) or recorder.made_here(tensor)
     ]
     made.sort(key=lambda pair: pair[0])
     scalars = [tensor for _, tensor in made]

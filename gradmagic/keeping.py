@@ -16,7 +16,10 @@ from torch.utils.weak import TensorWeakRef
 
 from .places import Entry
 from .stored import is_captured, is_closed, is_watched
-from .tensors import Tensors
+from .tensors import Tensors, is_deep
+
+_DEEP = 1_000
+"""Of the tensors that lie deep in the graph, only so many retain their gradient: a guest's hook looks at the node."""
 
 Kept = dict[int, Entry]
 """The tensors that one autograd node has made, by their output number."""
@@ -30,8 +33,11 @@ def retain(tensors: Tensors) -> None:
     """
     with torch._C.DisableTorchFunction():
         tensors.sweep()
-        for tensor, entry in tensors.alive():
-            if _wants_gradient(tensor) and _can_keep(tensor, entry):
+        alive = list(tensors.alive())
+        deep = [entry for _, entry in alive if is_deep(entry)]
+        too_many = set(map(id, deep[:-_DEEP]))
+        for tensor, entry in alive:
+            if id(entry) not in too_many and _wants_gradient(tensor) and _can_keep(tensor, entry):
                 try:
                     tensor.retain_grad()
                 except RuntimeError as error:

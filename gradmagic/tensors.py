@@ -512,10 +512,16 @@ def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
     return {key: entry for key, entry in entries.items() if entry() is not None}
 
 
+def is_deep(entry: Entry) -> bool:
+    """Whether a tensor's autograd node is not to be looked at; see `DEEPEST`."""
+    return entry.depth > DEEPEST
+
+
 def tells_its_history(tensor: Tensor) -> bool:
     """Whether autograd can be asked about a tensor: a view from ``unbind`` whose base was changed raises at a look."""
     try:
-        return tensor.is_leaf or tensor.grad_fn is not None
+        # Others are not looked at: PyTorch cannot free a chain of many nodes that Python has seen, see `DEEPEST`.
+        return tensor.is_leaf or not tensor._is_view() or tensor.grad_fn is not None
     except RuntimeError:
         return False
 

@@ -320,11 +320,12 @@ import torch
 from gradmagic.tracing import trace
 
 with trace() as run:
-    w = torch.ones(2, requires_grad=True)
+    w, v = torch.ones(SHAPE, requires_grad=True), torch.ones(SHAPE, requires_grad=True)
     h = w
     for _ in range(60_000):
-        h = h + 1
-    loss = h.sum()
+        h = h OPERATION
+    loss = (h * v).sum()
+    BACKWARD
     del h
 assert run.report["w"].grad.values == (1.0, 1.0)
 assert run.report["h"].grad.values == (1.0, 1.0)
@@ -334,10 +335,16 @@ print("alive")
 """
 
 
-def test_a_graph_of_60_000_operations_in_a_chain_is_traced_and_freed_without_a_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backward", ["pass", "loss.backward()"])
+@pytest.mark.parametrize("operation", ["+ 1", "* v"])  # a product saves its factors, which keeps all of them alive
+@pytest.mark.parametrize("shape", ["2", "()"])
+def test_a_graph_of_60_000_operations_in_a_chain_is_traced_and_freed_without_a_crash(
+    shape: str, operation: str, backward: str, tmp_path: Path
+) -> None:
     """PyTorch overflows the stack when it frees so many nodes that Python has looked at; so we do not look at all."""
     script = tmp_path / "deep.py"
-    script.write_text(DEEP)
+    source = DEEP.replace("SHAPE", shape).replace("OPERATION", operation).replace("BACKWARD", backward)
+    script.write_text(source if shape == "2" else source.replace("(1.0, 1.0)", "(1.0,)"))
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert ran.stdout.split("\n")[:2] == ["['too_deep']", "alive"], ran.stderr
     assert ran.returncode == 0
