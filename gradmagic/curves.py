@@ -331,10 +331,11 @@ class GrowingSeries:
         if len(self._norm) > POINTS:
             self._thin()
 
-    def points(self, offset: int) -> Iterator[tuple[int, ...]]:
-        """Each as a row of numbers: pass, step, occurrence (plus `offset`), norm, min, max, zeros, NaNs."""
-        for number, step, occurrence, *rest in zip(*self._arrays.values(), strict=True):
-            yield (number, step, occurrence + offset, *rest)
+    def columns(self, offset: int) -> Iterator[Sequence[float]]:
+        """The columns of a `GradSeries`, with the occurrences (and times) counted from `offset`."""
+        passes, steps, occurrences, *statistics = self._arrays.values()
+        counted = [occurrence + offset for occurrence in occurrences] if offset else occurrences
+        yield from (passes, [self.loss] * len(passes), steps, counted, counted, *statistics)
 
     def _thin(self) -> None:
         """Whole passes go first; where there are few, occurrences within them."""
@@ -374,19 +375,25 @@ class GrowingSeries:
 
 
 def joined(parts: Iterable[tuple[int, GrowingSeries]]) -> GradSeries:
-    """The series of a row from those of its places and losses, each with what its occurrences are counted from."""
-    points = []
+    """The series of a row from those of its places and losses, each with what its occurrences are counted from.
+
+    Column by column: point by point, it takes three times as long.
+    """
     total = 0
+    columns: list[list[Any]] = [[] for _ in _ARRAYS]
     for offset, series in parts:
         total += series.total
-        points += [(number, series.loss, *rest) for number, *rest in series.points(offset)]
-    points.sort(key=lambda point: (point[0], point[3]))
-    several = len({point[0] for point in points}) > 1
+        for column, values in zip(columns, series.columns(offset), strict=True):
+            column.extend(values)
+    passes, _, _, occurrences, *_ = columns
+    points = sorted(zip(passes, occurrences, range(len(passes)), strict=True))
+    order = [index for _, _, index in points]
     found = GradSeries(total=total)
-    for group in _runs([point[0] for point in points]):
-        start = points[group.start][3] if several else 0
-        for number, loss, step, occurrence, *statistics in points[group.start : group.stop]:
-            numbers = (number, loss, step, occurrence, occurrence - start, *statistics)
-            for name, value in zip(_ARRAYS, numbers, strict=True):
-                getattr(found, name).append(value)
+    for name, column in zip(_ARRAYS, columns, strict=True):
+        getattr(found, name).extend([column[index] for index in order])
+    if points and points[0][0] != points[-1][0]:
+        for group in _runs(found.passes):
+            start = found.occurrences[group.start]
+            for index in group:
+                found.times[index] -= start
     return found
