@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .accumulation import GradientBook
+from .entries import is_deep
 from .failures import failure_of, is_freed, unseen_changes
-from .graph import Listener, nodes_below
+from .graph import Listener
 from .guest import GuestParty, guest_of
 from .journal import Journal
 from .keeping import retain
@@ -26,7 +27,7 @@ from .raised import told
 from .recorder import Interceptor, Recorder
 from .statistics import Pending, measure
 from .stored import is_capturing, out_of_sight, shape_of, values_of
-from .tensors import is_deep
+from .walk import nodes_below
 
 
 class Ledger:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .births import Owner, saved_tensors
 from .changes import Change, memory_of
-from .graph import Step, nodes_below
 from .places import Path, Place
 from .raised import told
 from .recorder import Recorder
+from .walk import Step, nodes_below
 
 _VERSIONS = re.compile(r"is at version (\d+); expected version (\d+)")
 _OWN_RESULT = frozenset({"result", "result0", "result1", "output", "values", "Q", "R", "U", "S", "Vh", "L", "inverse"})

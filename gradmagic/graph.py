@@ -9,28 +9,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
-from .births import BirthWatch, Owner, is_risky
+from .births import BirthWatch, Owner
 from .calls import without_our_lines
+from .entries import mark_of, owner_of
 from .gathering import SMALL, Gathering
-from .keeping import Kept, keep, kept_by
+from .keeping import keep, kept_by
 from .numbering import numbered_apart
 from .places import Gradients, InnerNode, Path, Place
 from .recorder import Recorder
-from .statistics import Pending, is_dense
-from .stored import is_plain, plain_sizes, shape_of
-from .tensors import mark_of, owner_of
-
-_ACCUMULATE = "torch::autograd::AccumulateGrad"
-_FOLLOWED = 15_000
-"""How deep below a root the graph is walked; with `tensors.DEEPEST` this keeps below what PyTorch can free again."""
+from .statistics import is_dense
+from .stored import is_plain, shape_of
+from .walk import Kind, NodeCount, Step, shapes_of
 
 
 class _Wire:
@@ -40,88 +35,6 @@ class _Wire:
 
     def __init__(self, listener: Listener) -> None:
         self.listener: Listener | None = listener
-
-
-class Step:
-    """A node on the way.
-
-    Attributes:
-        node: the node; None once the pass is over.
-        consumer: ``id`` of the node it was reached from first; None for a root.
-        outputs: a bit for each of its outputs that is used.
-        name: see `_Kind`.
-        mark: of what it belongs to, which also owns the unseen nodes behind it; see `Tensors.marks`.
-        others: for one that Python got several outputs of, or another than the first: whose each is.
-        inner: which inner step it is, if not.
-        layout: for that of a leaf, the memory layout in which its gradient is stored.
-        kept: the tensors whose ``.grad`` this pass brings.
-        seen: the statistics of a gradient that arrived here, with the address of its numbers and their version.
-    """
-
-    __slots__ = ("_others", "consumer", "inner", "kept", "layout", "mark", "name", "node", "others", "outputs", "seen")
-
-    def __init__(self, node: Any, consumer: int | None, output: int) -> None:
-        self.node = node
-        self.consumer = consumer
-        # Most nodes have one consumer. A list for each would make Python's collector run through all there is: 100 ms.
-        self._others: list[int] | None = None
-        self.outputs = 1 << output
-        self.name = ""
-        # As one number: a dictionary and two tuples a node would be three objects more for Python's collector.
-        self.mark: int | None = None
-        self.others: dict[int, Owner] | None = None
-        self.inner: InnerNode | None = None
-        self.layout: tuple[int, ...] | None = None
-        self.kept: Kept | None = None
-        self.seen: tuple[Pending, int, int] | None = None
-
-    @property
-    def owner(self) -> Owner | None:
-        """Index of the place it belongs to, and which of its occurrences."""
-        return owner_of(self.mark) if self.mark is not None else None
-
-    def marks(self) -> dict[int, int]:
-        """The mark of each output that Python got."""
-        if self.others is not None:
-            return {output: mark_of(owner) for output, owner in self.others.items()}
-        return {0: self.mark} if self.mark is not None and self.inner is None else {}
-
-    def of_output(self, output: int) -> Owner | None:
-        """Whose an output is; None for one that Python never got."""
-        if self.others is not None:
-            return self.others.get(output)
-        return self.owner if not output and self.inner is None else None
-
-    @property
-    def only_consumer(self) -> int | None:
-        """``id`` of the one node it is reached from; None where there are several, or none."""
-        return self.consumer if self._others is None else None
-
-    @property
-    def consumers(self) -> list[int]:
-        """``id`` of the nodes it is reached from, the first one first."""
-        return [] if self.consumer is None else [self.consumer, *(self._others or ())]
-
-    def reached_again(self, consumer: int | None, output: int) -> None:
-        """Another node leads here."""
-        self.outputs |= 1 << output
-        if self.consumer is None:
-            self.consumer = consumer
-        elif consumer is not None:
-            self._others = self._others or []
-            self._others.append(consumer)
-
-
-class _Kind:
-    """What nodes of one type have in common. To ask each of them would cost 0.5 us a node."""
-
-    __slots__ = ("is_leaf", "is_persons", "is_risky", "name")
-
-    def __init__(self, node: Any) -> None:
-        self.name = str(node.name()).removeprefix("torch::autograd::")
-        self.is_leaf = node.name() == _ACCUMULATE
-        self.is_persons = isinstance(node, BackwardCFunction)
-        self.is_risky = is_risky(self.name)
 
 
 class _Prehook:
@@ -209,47 +122,6 @@ class _Hooks:
         self._setting = None
 
 
-@dataclass(slots=True)
-class NodeCount:
-    """Autograd nodes on the way from roots to leaves; see `records.Coverage`."""
-
-    seen: int = 0
-    named: int = 0
-    inner: int = 0
-
-    def add(self, other: NodeCount) -> None:
-        """Count those of another pass too."""
-        self.seen += other.seen
-        self.named += other.named
-        self.inner += other.inner
-
-
-def nodes_below(roots: Sequence[Tensor]) -> tuple[dict[int, Step], bool]:
-    """Every node below the roots by its ``id``, each after a node that consumes it; and whether that is all.
-
-    Not recursive: graphs are deep. Those deeper than `_FOLLOWED` are not followed to their ends.
-    """
-    steps: dict[int, Step] = {}
-    pending: list[tuple[Any, int, int | None, int]] = [(_node_of(root), root.output_nr, None, 0) for root in roots]
-    pending = [each for each in pending if each[0] is not None]
-    complete = True
-    while pending:
-        node, output, consumer, depth = pending.pop()
-        key = id(node)
-        step = steps.get(key)
-        if step is not None:
-            step.reached_again(consumer, output)
-            continue
-        steps[key] = Step(node, consumer, output)
-        if depth == _FOLLOWED:
-            complete = False
-            continue
-        for parent, number in reversed(node.next_functions):
-            if parent is not None:
-                pending.append((parent, number, key, depth + 1))
-    return steps, complete
-
-
 class Listener:
     """Hooks the nodes of one pass, and takes the hooks off again.
 
@@ -272,7 +144,7 @@ class Listener:
         self._wire = _Wire(self)
         self._hooks = _Hooks(self._arrived_somewhere)
         self._inner_counts: dict[int, int] = {}
-        self._kinds: dict[type, _Kind] = {}
+        self._kinds: dict[type, Kind] = {}
         self.steps: dict[int, Step] = {}
         self.complete = True
         self.reached: set[int] = set()
@@ -319,13 +191,13 @@ class Listener:
             self._listen_at_leaves()
         return leaves
 
-    def _kind(self, node: Any) -> _Kind:
+    def _kind(self, node: Any) -> Kind:
         kind = self._kinds.get(type(node))
         if kind is None:
-            kind = self._kinds[type(node)] = _Kind(node)
+            kind = self._kinds[type(node)] = Kind(node)
         return kind
 
-    def _hook(self, step: Step, key: int, kind: _Kind, again: bool) -> None:
+    def _hook(self, step: Step, key: int, kind: Kind, again: bool) -> None:
         node = step.node
         if again or kind.is_leaf or kind.is_persons or not self._recorder.is_new(node):
             self._hooks.set(node.register_prehook, _Prehook(self._wire, key))
@@ -370,7 +242,7 @@ class Listener:
         self._recorder.backlog.when_known(None, self.watch.judge)
         self.steps = {}
 
-    def _listen(self, step: Step, kind: _Kind, leaves: list[Tensor]) -> None:
+    def _listen(self, step: Step, kind: Kind, leaves: list[Tensor]) -> None:
         """Find out whose a node is."""
         consumer = self.steps[step.consumer].mark if step.consumer is not None else None
         mark = self._recorder.mark_on(step.node)
@@ -393,7 +265,7 @@ class Listener:
                 self.reached.add(place)
 
     def _take_in(
-        self, step: Step, kind: _Kind, consumer: int | None, leaves: list[Tensor]
+        self, step: Step, kind: Kind, consumer: int | None, leaves: list[Tensor]
     ) -> int | dict[int, Owner] | None:
         """The mark of a leaf, or of a custom Function, that is noticed only now."""
         recorder, node = self._recorder, step.node
@@ -520,17 +392,6 @@ def _received_at_leaf(wire: _Wire, place: int, occurrence: int, gradient: Tensor
         wire.listener.received_at_leaf(place, occurrence, gradient)
 
 
-def _node_of(tensor: Tensor) -> Any:
-    """The autograd node a gradient of this tensor flows into first: its grad_fn, or a leaf's AccumulateGrad."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn
-    if not tensor.requires_grad:
-        return None
-    from torch.autograd.graph import get_gradient_edge
-
-    return get_gradient_edge(tensor).node
-
-
 def _tell_persons_lines(steps: dict[int, Step]) -> None:
     """When anomaly mode tells where an operation was called, it is the person's code that it names."""
     for step in steps.values():
@@ -541,18 +402,3 @@ def _tell_persons_lines(steps: dict[int, Step]) -> None:
 
 def _is_strided(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
-
-
-def shapes_of(node: Any) -> dict[int, tuple[int, ...] | None]:
-    """Shapes of the tensors a node made; None for one that PyTorch does not tell (nested tensors)."""
-    try:
-        return {output: _shape(metadata) for output, metadata in enumerate(node._input_metadata)}
-    except (RuntimeError, AttributeError):  # some fused nodes carry no metadata
-        return {}
-
-
-def _shape(metadata: Any) -> tuple[int, ...] | None:
-    try:
-        return plain_sizes(metadata.shape)
-    except (RuntimeError, TypeError):
-        return None

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from .entries import is_deep
 from .places import Entry
 from .stored import is_captured, is_closed, is_watched
-from .tensors import Tensors, is_deep
+from .tensors import Tensors
 
 _DEEP = 1_000
 """Of the tensors that lie deep in the graph, only so many retain their gradient: a guest's hook looks at the node."""

@@ -10,8 +10,8 @@ from typing import Literal
 from .births import BirthPoint
 from .curves import GrowingCurve
 from .failures import PassFailure, UnseenChange
-from .graph import NodeCount
 from .places import Path, Place, Source
+from .walk import NodeCount
 
 PassFunction = Literal["backward", "autograd.grad"]
 

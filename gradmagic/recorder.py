@@ -24,6 +24,7 @@ from .answers import Answers
 from .bindings import Position
 from .calls import Calls, caller_outside, without_our_frames
 from .changes import Change, ChangeLog
+from .entries import tells_its_history
 from .modules import named
 from .operations import (
     TorchFunction,
@@ -39,7 +40,7 @@ from .paths import is_returned_input, is_torchs
 from .places import Entry, FailedCall, Given, Path, Place, version_of
 from .repeats import NOTED, Repeats
 from .statistics import ACTIVATIONS, activity
-from .tensors import FOLDED_OUTPUTS, tells_its_history
+from .tensors import FOLDED_OUTPUTS
 
 
 class Watcher(Protocol):

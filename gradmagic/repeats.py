@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .entries import DEEPEST, OCCURRENCE
 from .places import Entry, Place, version_of
 from .statistics import ACTIVATIONS
-from .tensors import DEEPEST, OCCURRENCE, Tensors
+from .tensors import Tensors
 
 NOTED = ACTIVATIONS | {"mul", "div"}
 """Operations of which more is noted than their tensors."""

@@ -8,14 +8,15 @@ references to tensors are kept.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bindings import Position
+from .entries import DEEPEST, OCCURRENCE, Entries, owner_of, tells_its_history
 from .modules import ModuleRegistry
 from .operations import inside_transform
 from .paths import Paths
@@ -26,30 +27,15 @@ from .stored import finish, plain_sizes, shape_of
 
 FOLDED_OUTPUTS = 32
 """An operation that returns more tensors than this, such as unbind over time, is one place for all of them."""
-DEEPEST = 20_000
-"""Autograd nodes deeper than this are left alone.
-
-PyTorch frees a graph without recursion, but not past nodes that Python has looked at: 41,000 of those in a chain
-overflow an 8 MiB stack when the graph dies (measured on torch 2.13).
-"""
 HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
 _FAULTS = 100
 _WORDS = 200
 """So many letters of an error are kept."""
-_SWEEP_AT = 1_000
-"""The tensors that are gone are forgotten at so many, or when twice as many are known as were alive the last time.
-
-Seldom enough to cost 20 ns a tensor; often enough that the dead take no more memory than the living.
-"""
-OCCURRENCE = 32
-"""A mark on an autograd node is one number: the place's index, and from this bit on which of its occurrences it is."""
-_INDEX = (1 << OCCURRENCE) - 1
 _ON_A_VIEW = "on a view"
-_Key = TypeVar("_Key")
 
 
-class Tensors:
+class Tensors(Entries):
     """The tensors of a trace, by their identity and by their places.
 
     Attributes:
@@ -86,14 +72,7 @@ class Tensors:
         self.mark = object()
         self._variables = variables
         self._by_key: dict[tuple[int, str, Position], Place] = {}
-        self._entries: dict[int, Entry] = {}
-        self._learning: dict[int, Entry] = {}
-        """Of the leaves that require a gradient, by their ``id``."""
-        self._non_leaves: dict[int, Entry] = {}
-        """Of the non-leaves that do, by the mark on the node that has made them. A pass looks its own up here: to go
-        through all that are alive would take longer with each round of a loop that keeps its losses."""
         self._leaves: dict[tuple[object, ...], list[Place]] = {}
-        self._sweep_at = _SWEEP_AT
         self._in_short = not with_values
         """Whether it is enough to describe a tensor that is made again."""
         self._depth = 1
@@ -159,7 +138,7 @@ class Tensors:
         """``requires_grad`` of a leaf was switched on or off."""
         entry.requires_grad = tensor.requires_grad
         self.describe(place, tensor)
-        self._sort_in(entry, tensor)
+        self.sort_in(entry, tensor)
 
     def _changed_elsewhere(self, entry: Entry, place: Place, tensor: Tensor, path: Path) -> Place:
         """The tensor was changed in place by something that did not return it."""
@@ -174,7 +153,7 @@ class Tensors:
         entry.occurrence = place.count
         place.count += 1
         self._mark(node, tensor, place, entry.occurrence)
-        self._sort_in(entry, tensor)
+        self.sort_in(entry, tensor)
         return place
 
     def _changed_unseen(self, before: Place, tensor: Tensor, node: Any, path: Path) -> Place:
@@ -188,11 +167,6 @@ class Tensors:
         """The place of the newest version of this very tensor object, or None."""
         entry = self.entry(tensor) if tensor is not None else None
         return entry.place if entry is not None else None
-
-    def entry(self, tensor: Tensor) -> Entry | None:
-        """What is known of this very tensor object."""
-        entry = self._entries.get(id(tensor))
-        return entry if entry is not None and entry() is tensor else None
 
     def take_in(self, tensor: Tensor, path: Path, wanted: Callable[[Tensor], bool]) -> None:
         """Take in a non-leaf that a variable of the person holds, when it is `wanted` and was not seen before."""
@@ -401,23 +375,9 @@ class Tensors:
         if before is not None and before() is tensor:
             entry.kept, entry.given = before.kept, before.given
         self._entries[id(tensor)] = entry
-        self._sort_in(entry, tensor)
+        self.sort_in(entry, tensor)
         if max(len(self._entries), len(self._non_leaves)) > self._sweep_at:
             self.sweep()
-
-    def _sort_in(self, entry: Entry, tensor: Tensor) -> None:
-        """Put a tensor where a pass looks for it."""
-        if entry.requires_grad and tensor.is_leaf:
-            self._learning[id(tensor)] = entry
-        elif entry.requires_grad and entry.place is not None:
-            self._non_leaves[entry.occurrence << OCCURRENCE | entry.place.index] = entry
-
-    def sweep(self) -> None:
-        """Forget the tensors that are gone."""
-        self._entries = _of_those_alive(self._entries)
-        self._learning = _of_those_alive(self._learning)
-        self._non_leaves = _of_those_alive(self._non_leaves)
-        self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries), 2 * len(self._non_leaves))
 
     # ---- marks on the graph
 
@@ -469,61 +429,6 @@ class Tensors:
     def persons_tensors(self) -> list[Tensor]:
         """The tensors that plain variables of the person hold."""
         return [value for value in list(self._variables().values()) if issubclass(type(value), Tensor)]
-
-    def leaves(self) -> Iterator[tuple[Tensor, Entry]]:
-        """Every recorded leaf that still exists and requires a gradient."""
-        for entry in list(self._learning.values()):
-            tensor = entry.ref()
-            if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
-                yield tensor, entry
-
-    def may_be_alive(self, mark: int | None) -> bool:
-        """Whether the non-leaf with this mark may still exist: quickly, since most do not."""
-        entry = self._non_leaves.get(mark) if mark is not None else None
-        return entry is not None and entry() is not None
-
-    def of(self, mark: int) -> tuple[Tensor | None, Entry | None]:
-        """The non-leaf with this mark on the node that has made it, if it still exists."""
-        entry = self._non_leaves.get(mark)
-        tensor = entry.ref() if entry is not None else None
-        if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
-            return None, None
-        return tensor, entry
-
-    def alive(self) -> Iterator[tuple[Tensor, Entry]]:
-        """Every recorded tensor that still exists, in the order it was last made."""
-        for entry in list(self._entries.values()):
-            tensor = entry.ref()
-            if tensor is not None and entry.place is not None and tells_its_history(tensor):
-                yield tensor, entry
-
-
-def owner_of(mark: int) -> tuple[int, int]:
-    """Index of the place and occurrence, from a mark."""
-    return mark & _INDEX, mark >> OCCURRENCE
-
-
-def mark_of(owner: tuple[int, int]) -> int:
-    """The mark for the index of a place and an occurrence."""
-    return owner[1] << OCCURRENCE | owner[0]
-
-
-def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
-    return {key: entry for key, entry in entries.items() if entry() is not None}
-
-
-def is_deep(entry: Entry) -> bool:
-    """Whether a tensor's autograd node is not to be looked at; see `DEEPEST`."""
-    return entry.depth > DEEPEST
-
-
-def tells_its_history(tensor: Tensor) -> bool:
-    """Whether autograd can be asked about a tensor: a view from ``unbind`` whose base was changed raises at a look."""
-    try:
-        # Others are not looked at: PyTorch cannot free a chain of many nodes that Python has seen, see `DEEPEST`.
-        return tensor.is_leaf or not tensor._is_view() or tensor.grad_fn is not None
-    except RuntimeError:
-        return False
 
 
 def _first_words(text: str) -> str:

@@ -32,9 +32,10 @@ LAYERS = (
         "history",
         "diagnosis",
     },
-    {"recorder", "repeats", "tensors", "tasks", "calls", "operations", "paths", "changes"},
+    {"recorder", "repeats", "entries", "tensors", "tasks", "calls", "operations", "paths", "changes"},
     {
         "graph",
+        "walk",
         "gathering",
         "guest",
         "keeping",

@@ -1,0 +1,115 @@
+"""Which tensors are known, by their identity: the very objects, weakly, and the marks on the nodes that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import Tensor
+
+from .places import Entry
+
+DEEPEST = 20_000
+"""Autograd nodes deeper than this are left alone.
+
+PyTorch frees a graph without recursion, but not past nodes that Python has looked at: 41,000 of those in a chain
+overflow an 8 MiB stack when the graph dies (measured on torch 2.13).
+"""
+_SWEEP_AT = 1_000
+"""The tensors that are gone are forgotten at so many, or when twice as many are known as were alive the last time.
+
+Seldom enough to cost 20 ns a tensor; often enough that the dead take no more memory than the living.
+"""
+OCCURRENCE = 32
+"""A mark on an autograd node is one number: the place's index, and from this bit on which of its occurrences it is."""
+INDEX = (1 << OCCURRENCE) - 1
+_Key = TypeVar("_Key")
+
+
+class Entries:
+    """What is known of each tensor object."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        super().__init__()
+        self._entries: dict[int, Entry] = {}
+        self._learning: dict[int, Entry] = {}
+        """Of the leaves that require a gradient, by their ``id``."""
+        self._non_leaves: dict[int, Entry] = {}
+        """Of the non-leaves that do, by the mark on the node that has made them. A pass looks its own up here: to go
+        through all that are alive would take longer with each round of a loop that keeps its losses."""
+        self._sweep_at = _SWEEP_AT
+
+    def entry(self, tensor: Tensor) -> Entry | None:
+        """What is known of this very tensor object."""
+        entry = self._entries.get(id(tensor))
+        return entry if entry is not None and entry() is tensor else None
+
+    def sort_in(self, entry: Entry, tensor: Tensor) -> None:
+        """Put a tensor where a pass looks for it."""
+        if entry.requires_grad and tensor.is_leaf:
+            self._learning[id(tensor)] = entry
+        elif entry.requires_grad and entry.place is not None:
+            self._non_leaves[mark_of((entry.place.index, entry.occurrence))] = entry
+
+    def sweep(self) -> None:
+        """Forget the tensors that are gone."""
+        self._entries = _of_those_alive(self._entries)
+        self._learning = _of_those_alive(self._learning)
+        self._non_leaves = _of_those_alive(self._non_leaves)
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._entries), 2 * len(self._non_leaves))
+
+    def leaves(self) -> Iterator[tuple[Tensor, Entry]]:
+        """Every recorded leaf that still exists and requires a gradient."""
+        for entry in list(self._learning.values()):
+            tensor = entry.ref()
+            if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
+                yield tensor, entry
+
+    def may_be_alive(self, mark: int | None) -> bool:
+        """Whether the non-leaf with this mark may still exist: quickly, since most do not."""
+        entry = self._non_leaves.get(mark) if mark is not None else None
+        return entry is not None and entry() is not None
+
+    def of(self, mark: int) -> tuple[Tensor | None, Entry | None]:
+        """The non-leaf with this mark on the node that has made it, if it still exists."""
+        entry = self._non_leaves.get(mark)
+        tensor = entry.ref() if entry is not None else None
+        if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
+            return None, None
+        return tensor, entry
+
+    def alive(self) -> Iterator[tuple[Tensor, Entry]]:
+        """Every recorded tensor that still exists, in the order it was last made."""
+        for entry in list(self._entries.values()):
+            tensor = entry.ref()
+            if tensor is not None and entry.place is not None and tells_its_history(tensor):
+                yield tensor, entry
+
+
+def owner_of(mark: int) -> tuple[int, int]:
+    """Index of the place and occurrence, from a mark."""
+    return mark & INDEX, mark >> OCCURRENCE
+
+
+def mark_of(owner: tuple[int, int]) -> int:
+    """The mark for the index of a place and an occurrence."""
+    return owner[1] << OCCURRENCE | owner[0]
+
+
+def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
+    return {key: entry for key, entry in entries.items() if entry() is not None}
+
+
+def is_deep(entry: Entry) -> bool:
+    """Whether a tensor's autograd node is not to be looked at; see `DEEPEST`."""
+    return entry.depth > DEEPEST
+
+
+def tells_its_history(tensor: Tensor) -> bool:
+    """Whether autograd can be asked about a tensor: a view from ``unbind`` whose base was changed raises at a look."""
+    try:
+        # Others are not looked at: PyTorch cannot free a chain of many nodes that Python has seen, see `DEEPEST`.
+        return tensor.is_leaf or not tensor._is_view() or tensor.grad_fn is not None
+    except RuntimeError:
+        return False
