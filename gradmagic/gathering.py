@@ -26,9 +26,11 @@ from .stored import out_of_sight
 SMALL = 4_096
 """Gradients of up to this many elements wait for others: beyond, to copy them costs as much as the calls do."""
 _TOGETHER = 256
-"""So many of one shape are reduced together."""
-_HELD = 1 << 20
-"""So many elements wait at most: 4 MB of float32."""
+"""So many of one shape are reduced together at most."""
+_HELD = 1 << 17
+"""So many elements of one shape wait at most: 512 KB of float32."""
+_SHAPES = 32
+"""Of so many shapes gradients wait at most."""
 
 _Owner = tuple[Gradients, int, int]
 """Where a gradient arrived, with the occurrence, and the ``id`` of the autograd node."""
@@ -37,7 +39,7 @@ _Owner = tuple[Gradients, int, int]
 class _Bucket:
     """Gradients of one shape that wait."""
 
-    __slots__ = ("copies", "dtype", "nbytes", "numel", "owners")
+    __slots__ = ("copies", "dtype", "nbytes", "numel", "owners", "room")
 
     def __init__(self, first: Tensor) -> None:
         self.dtype = first.dtype
@@ -45,6 +47,14 @@ class _Bucket:
         self.nbytes = self.numel * first.element_size()
         self.copies: list[bytes] = []
         self.owners: list[_Owner] = []
+        self.room = min(_TOGETHER, _HELD // self.numel)
+
+    def add(self, gradient: Tensor, owner: _Owner) -> bool:
+        """Take one in; whether there is room for more."""
+        # To copy the bytes takes 0.3 us, ``clone`` 1.
+        self.copies.append(string_at(gradient.data_ptr(), self.nbytes))
+        self.owners.append(owner)
+        return len(self.owners) < self.room
 
     def emptied(self) -> _Bucket:
         """What was in it, in another one."""
@@ -57,11 +67,14 @@ class _Bucket:
         return torch.frombuffer(bytearray().join(self.copies), dtype=self.dtype).view(len(self.copies), -1)
 
 
+_keys_of = torch._C._dispatch_keys
+
+
 @cache
 def _usual_keys() -> int:
     """The dispatch keys of a tensor that is strided memory on the CPU, and nothing else."""
     with out_of_sight():
-        keys: int = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+        keys: int = _keys_of(torch.empty(0)).raw_repr()
     return keys
 
 
@@ -88,7 +101,7 @@ class Gathering:
         self._fault = fault
         self._buckets: dict[object, _Bucket] = {}
         """By shape and dtype."""
-        self._held = 0
+        self._usual = _usual_keys()
 
     def take(
         self, gradient: Tensor, layout: Sequence[int] | None, to: Gradients, occurrence: int, node: int
@@ -103,15 +116,8 @@ class Gathering:
             node: ``id`` of the autograd node it arrived at.
         """
         self._watch.order.append(node)
-        # One question instead of seven: conjugate, negative, sparse, nested, quantized, a wrapper of torch.func...?
-        if self.waits and type(gradient) is Tensor and torch._C._dispatch_keys(gradient).raw_repr() == _usual_keys():
-            kind = gradient.shape, gradient.dtype
-            bucket = self._buckets.get(kind)
-            if bucket is None and 0 < gradient.numel() <= SMALL:
-                bucket = self._buckets[kind] = _Bucket(gradient)
-            if bucket is not None and gradient.is_contiguous() and (layout is None or gradient.stride() == layout):
-                self._wait(bucket, gradient, (to, occurrence, node))
-                return None
+        if self._waits_with_others(gradient, layout, (to, occurrence, node)):
+            return None
         try:
             pending = measure(gradient, layout)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
@@ -129,15 +135,23 @@ class Gathering:
         then = partial(self._known, pending, self.source, to, occurrence, node)
         self._backlog.when_known(pending.waiting, then)
 
-    def _wait(self, bucket: _Bucket, gradient: Tensor, owner: _Owner) -> None:
-        # To copy the bytes takes 0.3 us, ``clone`` 1.
-        bucket.copies.append(string_at(gradient.data_ptr(), bucket.nbytes))
-        bucket.owners.append(owner)
-        self._held += bucket.numel
-        if len(bucket.owners) >= _TOGETHER:
+    def _waits_with_others(self, gradient: Tensor, layout: Sequence[int] | None, owner: _Owner) -> bool:
+        # One question instead of seven: conjugate, negative, sparse, nested, quantized, a wrapper of torch.func...?
+        if not self.waits or type(gradient) is not Tensor or _keys_of(gradient).raw_repr() != self._usual:
+            return False
+        bucket = self._buckets.get((gradient.shape, gradient.dtype))
+        if bucket is None:
+            if not 0 < gradient.numel() <= SMALL:
+                return False
+            if len(self._buckets) >= _SHAPES:
+                self.settle()
+                self._buckets.clear()
+            bucket = self._buckets[gradient.shape, gradient.dtype] = _Bucket(gradient)
+        if not gradient.is_contiguous() or (layout is not None and gradient.stride() != layout):
+            return False
+        if not bucket.add(gradient, owner):
             self._reduce(bucket)
-        elif self._held > _HELD:
-            self.settle()
+        return True
 
     def settle(self) -> None:
         """Reduce all that waits."""
@@ -153,7 +167,6 @@ class Gathering:
             self._watch.zero(node, pending.result().numel)
 
     def _reduce(self, bucket: _Bucket) -> None:
-        self._held -= len(bucket.owners) * bucket.numel
         full = bucket.emptied()
         try:
             with out_of_sight(), torch.no_grad():

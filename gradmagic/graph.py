@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .births import BirthWatch, Owner
 from .calls import without_our_lines
-from .entries import mark_of, owner_of
+from .entries import INDEX, OCCURRENCE, mark_of, owner_of
 from .gathering import SMALL, Gathering
 from .keeping import keep, kept_by
 from .numbering import numbered_apart
@@ -178,14 +178,15 @@ class Listener:
         self.nodes.seen = len(steps)
         theirs = False
         for key, step in steps.items():
-            kind = self._kind(step.node)
+            kind = self._kinds.get(type(step.node)) or self._kind(step.node)
             step.name = kind.name
-            self._listen(step, kind, leaves)
+            if not self._listen_as_usual(step, kind):
+                self._listen(step, kind, leaves)
+                theirs = theirs or kind.is_persons
             if keep and step.inner is None and (step.others or self._recorder.may_be_alive(step.mark)):
                 step.kept = kept_by(self._recorder, step.node, step.marks())
             if step.mark is not None:
                 self._hook(step, key, kind, again)
-            theirs = theirs or kind.is_persons
         self.gathering.waits = not torch.overrides._get_current_function_mode_stack()
         if theirs or not self.complete:
             self._listen_at_leaves()
@@ -241,6 +242,21 @@ class Listener:
         self.gathering.settle()
         self._recorder.backlog.when_known(None, self.watch.judge)
         self.steps = {}
+
+    def _listen_as_usual(self, step: Step, kind: Kind) -> bool:
+        """A node of PyTorch's own with one output that Python got: like `_listen` in short, 0.6 us instead of 1.4."""
+        mark = step.node.metadata.get(self._recorder.mark)
+        if type(mark) is not int or kind.is_leaf or kind.is_persons:
+            return False
+        index = mark & INDEX
+        self.nodes.named += 1
+        step.mark, step.is_usual = mark, True
+        consumer = self.steps[step.consumer].mark if step.consumer is not None else None
+        if consumer is not None:
+            self._recorder.places[consumer & INDEX].parents.add(index)
+        if step.outputs & 1:
+            self.reached.add(index)
+        return True
 
     def _listen(self, step: Step, kind: Kind, leaves: list[Tensor]) -> None:
         """Find out whose a node is."""
@@ -311,7 +327,7 @@ class Listener:
         self._recorder.listens_to(torch._C._current_graph_task_id(), self._path)
 
     def _arrived_somewhere(self, output: int, gradient: Tensor | None) -> None:
-        key = id(torch._C._current_autograd_node())
+        key = id(_current_node())
         step = self.steps.get(key)
         if step is not None and gradient is not None:
             self.arrived(step, key, output, gradient)
@@ -320,24 +336,33 @@ class Listener:
         """A gradient arrived at an output of a node, whose ``id`` is `key`."""
         self.now_at = key
         try:
-            owner = step.of_output(output)
-            if owner is not None:
+            mark = step.mark
+            if step.is_usual and not output and mark is not None:  # the rest, spelled out: two calls less
+                index, occurrence = mark & INDEX, mark >> OCCURRENCE
+                to = self._of_place(index)
+            elif (owner := step.of_output(output)) is not None:
                 index, occurrence = owner
-                place = self._recorder.places[index]
-                self.received_by.add(index)
-                place.received = self.gathering.source.clock
-                self._take(step, gradient, place.gradients, occurrence, key)
-            elif step.mark is not None:
-                index, occurrence = owner_of(step.mark)
+                to = self._of_place(index)
+            elif step.owner is not None:
+                index, occurrence = step.owner
                 to = self._inside(step, self._recorder.places[index], output, gradient)
-                self._take(step, gradient, to, occurrence, key)
+            else:
+                return
+            self._take(step, gradient, to, occurrence, key)
             if step.kept is not None and output in step.kept:
                 keep(step.kept[output], gradient)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become backward's
             self._recorder.fault("gradients", error)
 
+    def _of_place(self, index: int) -> Gradients:
+        place = self._recorder.places[index]
+        if index not in self.received_by:
+            self.received_by.add(index)
+            place.received = self.gathering.source.clock
+        return place.gradients
+
     def _take(self, step: Step, gradient: Tensor, to: Gradients, occurrence: int, key: int) -> None:
-        at = _address(gradient, step.layout)
+        at = _address(gradient, step.layout) if self.gathering.waits else None
         if at is None:
             self.gathering.take(gradient, step.layout, to, occurrence, key)
             return
@@ -356,9 +381,7 @@ class Listener:
 
     def received(self, place: int, occurrence: int, gradient: Tensor) -> None:
         """A gradient arrived at an occurrence of a place, past the hooks of its node."""
-        self.received_by.add(place)
-        self._recorder.places[place].received = self.gathering.source.clock
-        self.gathering.take(gradient, None, self._recorder.places[place].gradients, occurrence, 0)
+        self.gathering.take(gradient, None, self._of_place(place), occurrence, 0)
 
     def _inside(self, step: Step, place: Place, output: int, gradient: Tensor) -> Gradients:
         """Whose a gradient is that Python never sees: of an inner step, or of an unknown output of a known node."""
@@ -370,6 +393,9 @@ class Listener:
         if found is None:
             found = inner.gradients[output] = Gradients()
         return found
+
+
+_current_node = torch._C._current_autograd_node
 
 
 def _address(gradient: Tensor, layout: tuple[int, ...] | None) -> tuple[int, int] | None:
