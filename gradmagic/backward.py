@@ -212,8 +212,9 @@ class Ledger:
             steps, listener.complete = nodes_below(roots)
             done.unseen = unseen_changes(recorder, steps)
             by_cell = done.function == "backward" and done.path is not None
-            keep, again = by_cell and listener.complete, not done.frees_graph and done.path is not None
-            leaves = listener.attach(roots, steps, keep, again)
+            again = not done.frees_graph and done.path is not None
+            # The shared hook is called for nodes as well that need not run, where only some inputs are asked for.
+            leaves = listener.attach(roots, steps, by_cell and listener.complete, again or done.limited)
             done.reached, done.complete = listener.reached, listener.complete
             places = [place for root in roots if (place := recorder.place_of(root)) is not None]
             listener.gathering.source = source = self.log.started_from(done, places)

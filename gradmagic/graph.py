@@ -163,7 +163,7 @@ class Listener:
             roots: where the pass starts.
             steps: what `nodes_below` gave.
             keep: store the gradients of non-leaves.
-            again: another pass may go through the same nodes.
+            again: set hooks that can be taken off again; see `_Hooks`.
         """
         # The shared hook runs before those that the person may have set on nodes, and those may change the gradient.
         again = again or self._recorder.nodes_seen or not self.complete

@@ -358,6 +358,16 @@ h.retain_grad()
 h.sum().backward()
 kept_by_me = h.grad.clone()
 """,
+    "a pass is asked for a tensor that is not on its way": """
+a = torch.randn(3, requires_grad=True)
+b = a + a
+c = torch.relu(b)
+try:
+    b.sum().backward(inputs=[c])
+except RuntimeError as error:
+    print(error)
+loss = b.sum() + c.sum()
+""",
     "a non-leaf is given a gradient by hand before a pass": """
 w = torch.ones(3, requires_grad=True)
 h = w * 2
