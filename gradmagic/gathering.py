@@ -49,10 +49,9 @@ class _Bucket:
         self.owners: list[_Owner] = []
         self.room = min(_TOGETHER, _HELD // self.numel)
 
-    def add(self, gradient: Tensor, owner: _Owner) -> bool:
-        """Take one in; whether there is room for more."""
-        # To copy the bytes takes 0.3 us, ``clone`` 1.
-        self.copies.append(string_at(gradient.data_ptr(), self.nbytes))
+    def add(self, start: int, owner: _Owner) -> bool:
+        """Take in the one at this address; whether there is room for more."""
+        self.copies.append(string_at(start, self.nbytes))  # 0.3 us; ``clone`` takes 1
         self.owners.append(owner)
         return len(self.owners) < self.room
 
@@ -147,9 +146,10 @@ class Gathering:
                 self.settle()
                 self._buckets.clear()
             bucket = self._buckets[gradient.shape, gradient.dtype] = _Bucket(gradient)
-        if not gradient.is_contiguous() or (layout is not None and gradient.stride() != layout):
-            return False
-        if not bucket.add(gradient, owner):
+        start = gradient.data_ptr()
+        if not start or not gradient.is_contiguous() or (layout is not None and gradient.stride() != layout):
+            return False  # without memory, it would be read to a crash
+        if not bucket.add(start, owner):
             self._reduce(bucket)
         return True
 

@@ -7,6 +7,9 @@ import math
 import pytest
 import torch
 
+from gradmagic.births import BirthWatch
+from gradmagic.gathering import Gathering
+from gradmagic.places import Gradients
 from gradmagic.statistics import _MOST_WAITING, Backlog, Waiting, activity, measure
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1000, 33)]
@@ -188,3 +191,49 @@ def test_the_backlog_is_bounded() -> None:
         waiting = on_a_device(float(number))
         backlog.when_known(waiting, lambda waiting=waiting: done.extend(waiting.numbers()))
     assert done == [float(number) for number in range(_MOST_WAITING)]
+
+
+def test_a_gradient_whose_memory_is_gone_is_not_read() -> None:
+    """As FSDP leaves parameters that are not in use: to read them would end the process."""
+    backlog, told = Backlog(), list[Exception]()
+    watch = BirthWatch(backlog, lambda what, error: told.append(error))
+    gathering = Gathering(backlog, watch, lambda what, error: told.append(error))
+    gradient = torch.ones(16)
+    gradient.untyped_storage().resize_(0)
+    to = Gradients()
+    gathering.take(gradient, None, to, 0, 1)
+    gathering.settle()
+    assert told == []
+    assert to.last is not None
+    assert math.isnan(to.last[2].result().norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("numel", [1, 2, 5, 6, 7, 8, 64, 100, 255, 256, 1000, 2040, 2041, 2048, 4096])
+def test_gradients_that_are_reduced_together_have_the_numbers_of_each_alone(numel: int, dtype: torch.dtype) -> None:
+    """To the last bit, for every column and the values, whatever shares the matrix with them."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(numel, dtype=torch.float64).mul(10.0**n).to(dtype) for n in range(-2, 3)]
+    gradients[1][: numel // 2] = 0
+    gradients[2][-1] = math.nan
+    gradients[3][0] = math.inf
+    gradients.append(torch.zeros(numel, dtype=dtype))
+    backlog = Backlog()
+    gathering = Gathering(backlog, BirthWatch(backlog, lambda *_: None), lambda *_: None)
+    received = [Gradients() for _ in gradients]
+    for to, gradient in zip(received, gradients, strict=True):
+        assert gathering.take(gradient, None, to, 0, 1) is None, "it did not wait"
+    gathering.settle()
+    for to, gradient in zip(received, gradients, strict=True):
+        assert to.last is not None
+        assert repr(to.last[2].result()) == repr(measure(gradient).result())
+
+
+@pytest.mark.parametrize("numel", [1025, 2039, 2040, 2041, 8191, 8193, 100_003])
+def test_zeros_are_counted_exactly_however_many_there_are(numel: int) -> None:
+    """Truth values are added up eight at once: the rest, and rows of any length, count too."""
+    gradient = torch.randn(numel).relu()
+    gradient[-1], gradient[0] = 0, math.nan
+    assert measure(gradient).result().zero_fraction == 1 - int(torch.count_nonzero(gradient)) / numel
+    transposed = torch.randn(3, numel).relu().t()
+    assert measure(transposed).result().zero_fraction == 1 - int(torch.count_nonzero(transposed)) / (3 * numel)
