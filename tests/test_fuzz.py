@@ -160,7 +160,7 @@ def listening(run: Run) -> Iterator[None]:
         try:
             original(tensors, *args, **kwargs)
         finally:
-            for handle in handles:
+            for _, handle in handles:
                 handle.remove()
 
     torch.autograd.backward = backward
@@ -171,7 +171,10 @@ def listening(run: Run) -> Iterator[None]:
 
 
 def listen(roots: Any, norms: list[float]) -> list[Any]:
-    """Note the norm of each gradient that reaches a node below some roots."""
+    """Note the norm of each gradient that reaches a node below some roots.
+
+    The hooks' handles come with their nodes: that of a leaf that is a root itself lives only while something holds it.
+    """
 
     def note(leaf: torch.Tensor | None, gradients: Any) -> None:
         norms.extend(norm_of(gradient, leaf) for gradient in gradients if gradient is not None)
@@ -183,7 +186,7 @@ def listen(roots: Any, norms: list[float]) -> list[Any]:
         if node is None or id(node) in seen:
             continue
         seen[id(node)] = node
-        handles.append(node.register_prehook(partial(note, getattr(node, "variable", None))))
+        handles.append((node, node.register_prehook(partial(note, getattr(node, "variable", None)))))
         pending.extend(parent for parent, _ in node.next_functions)
     return handles
 
@@ -367,6 +370,11 @@ try:
 except RuntimeError as error:
     print(error)
 loss = b.sum() + c.sum()
+""",
+    "backward starts from a leaf": """
+a = torch.randn(3, requires_grad=True)
+a.backward(torch.ones_like(a))
+loss = a.sum()
 """,
     "a non-leaf is given a gradient by hand before a pass": """
 w = torch.ones(3, requires_grad=True)
