@@ -25,7 +25,7 @@ class _Eager:
     def stance(self) -> str:
         from torch._dynamo import config
 
-        return "default" if config.allow_empty_graphs else "force_eager"
+        return "default" if getattr(config, "allow_empty_graphs", False) else "force_eager"  # PyTorch 2.6 has none
 
 
 class RunningEagerly:
