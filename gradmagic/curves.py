@@ -10,8 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import compress, pairwise
+from operator import ne
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 POINTS = 2_000
@@ -66,14 +69,18 @@ class _Points(Generic[_Point]):
     @property
     def smallest(self) -> _Point | None:
         """The first of the smallest that are finite, or None."""
-        found = _extremes(self._sizes)
-        return self._point(found[0]) if found is not None else None
+        return self.extremes[0]
 
     @property
     def largest(self) -> _Point | None:
         """The first of the largest that are finite, or None."""
-        found = _extremes(self._sizes)
-        return self._point(found[1]) if found is not None else None
+        return self.extremes[1]
+
+    @property
+    def extremes(self) -> tuple[_Point | None, _Point | None]:
+        """`smallest` and `largest`, for the work of one."""
+        low, high = _extremes(self._sizes) or (None, None)
+        return (None, None) if low is None or high is None else (self._point(low), self._point(high))
 
     @property
     def _sizes(self) -> array[float]:
@@ -166,20 +173,43 @@ class GradSeries(_Points[GradPoint]):
 
     def of(self, loss: int) -> GradSeries:
         """Those of one loss (index into ``Report.losses``)."""
-        return self._picked([index for index, other in enumerate(self.losses) if other == loss])
+        count = self.losses.count(loss)
+        if count in (0, len(self)):
+            return replace(self, total=count) if count else GradSeries()
+        wanted = [other == loss for other in self.losses]
+        return GradSeries(**{name: _where(getattr(self, name), wanted) for name in _ARRAYS}, total=count)
 
     def summaries(self) -> list[PassSummary]:
         """One summary for each pass that is kept, in order."""
         return [self._summary(group) for group in _runs(self.passes)]
 
+    def peaks(self) -> Curve:
+        """The largest finite norm of each pass that is kept, or its last norm where none is finite; by step."""
+        starts = _starts(self.passes)
+        if len(starts) == len(self):
+            return Curve(self.steps, self.norm, len(self))
+        peaks = [_peak(self.norm[start:stop]) for start, stop in pairwise([*starts, len(self)])]
+        return Curve(_at(self.steps, starts), array("d", peaks), len(peaks))
+
+    @property
+    def factor(self) -> float | None:
+        """That of the last pass; see `PassSummary`."""
+        return self._factor(self._last_run()) if len(self) else None
+
     def last_pass(self) -> GradSeries:
         """The gradients of the last pass that reached the row."""
-        groups = list(_runs(self.passes))
-        return self._picked(groups[-1]) if groups else self
+        group = self._last_run()
+        return GradSeries(**{name: getattr(self, name)[group.start :] for name in _ARRAYS}, total=len(group))
+
+    def _last_run(self) -> range:
+        return range(bisect_left(self.passes, self.passes[-1]) if len(self) else 0, len(self))
+
+    def _factor(self, group: range) -> float | None:
+        between = self.occurrences[group[-1]] - self.occurrences[group[0]]
+        return _factor(self.norm[group[0]], self.norm[group[-1]], between)
 
     def _summary(self, group: range) -> PassSummary:
         norms = self.norm[group.start : group.stop]
-        between = self.occurrences[group.stop - 1] - self.occurrences[group.start]
         low, high = _extremes(norms) or (None, None)
         return PassSummary(
             number=self.passes[group.start],
@@ -189,7 +219,7 @@ class GradSeries(_Points[GradPoint]):
             last=norms[-1],
             smallest=norms[low] if low is not None else math.nan,
             largest=norms[high] if high is not None else math.nan,
-            factor=_factor(norms[0], norms[-1], between),
+            factor=self._factor(group),
         )
 
     @property
@@ -198,10 +228,6 @@ class GradSeries(_Points[GradPoint]):
 
     def _point(self, index: int) -> GradPoint:
         return GradPoint(self.steps[index], self.times[index], self.norm[index])
-
-    def _picked(self, indices: Sequence[int]) -> GradSeries:
-        arrays = {name: _at(getattr(self, name), indices) for name in _ARRAYS}
-        return GradSeries(**arrays, total=len(indices))
 
 
 _ARRAYS = tuple(each.name for each in fields(GradSeries) if each.name != "total")
@@ -214,11 +240,18 @@ def _factor(first: float, last: float, between: int) -> float | None:
 
 
 def _extremes(values: Sequence[float]) -> tuple[int, int] | None:
-    """Indices of the first smallest and the first largest finite value."""
-    finite = [index for index, value in enumerate(values) if math.isfinite(value)]
-    if not finite:
-        return None
-    return min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)
+    """Indices of the first smallest and the first largest finite value; None without any.
+
+    Everything here runs in C where all are finite: drawing a table of long series asks for little else.
+    """
+    listed = list(values)  # an array makes each number anew whenever it is looked at
+    finite = listed if math.isfinite(sum(listed)) else [value for value in listed if -math.inf < value < math.inf]
+    return (listed.index(min(finite)), listed.index(max(finite))) if finite else None
+
+
+def _peak(norms: Sequence[float]) -> float:
+    found = _extremes(norms)
+    return norms[-1] if found is None else norms[found[1]]
 
 
 def _runs(keys: Sequence[int]) -> Iterator[range]:
@@ -228,6 +261,16 @@ def _runs(keys: Sequence[int]) -> Iterator[range]:
         stop = start + sum(1 for _ in group)
         yield range(start, stop)
         start = stop
+
+
+def _starts(keys: Sequence[int]) -> list[int]:
+    """Where each run of equal keys begins."""
+    listed = list(keys)  # else every number would be made twice
+    return [0, *compress(range(1, len(listed)), map(ne, listed[1:], listed))] if listed else []
+
+
+def _where(values: array[_Number], wanted: Iterable[bool]) -> array[_Number]:
+    return array(values.typecode, compress(values, wanted))
 
 
 def _at(values: array[_Number], indices: Iterable[int]) -> array[_Number]:

@@ -25,8 +25,8 @@ def ledger_views(report: Report) -> tuple[LedgerView, ...]:
 
 def loss_columns(report: Report) -> tuple[ColumnView, ...]:
     """One column for each loss that gave gradients, where there are several."""
-    giving = sorted({loss for row in report.rows for loss in row.grads.losses})
-    losses = [(index, report.losses[index]) for index in giving if index < len(report.losses)]
+    giving = _giving(report, len(report.losses))
+    losses = [(index, loss) for index, loss in enumerate(report.losses) if index in giving]
     if len(losses) < 2:
         return ()
     names = [clean(loss.name) for _, loss in losses]
@@ -34,6 +34,18 @@ def loss_columns(report: Report) -> tuple[ColumnView, ...]:
         ColumnView(index, name if names.count(name) == 1 else f"{name}:{_line(loss)}", _where(loss))
         for (index, loss), name in zip(losses[:MOST_COLUMNS], names, strict=False)
     )
+
+
+def _giving(report: Report, count: int) -> set[int]:
+    """Which of `count` losses gave gradients; it looks no further once it has met all, since series are long."""
+    if count < 2:
+        return set()
+    giving: set[int] = set()
+    for row in report.rows:
+        giving.update(row.grads.losses)
+        if giving.issuperset(range(count)):
+            break
+    return giving
 
 
 def _view(entry: LedgerEntry) -> LedgerView:

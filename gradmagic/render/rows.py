@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..curves import GradSeries
 from ..records import GradStats, InnerStep, TensorRow
 from ..report import is_surprise
 from .markup import LONGEST_NOTE, Line, Span, clean, marked_up
@@ -30,6 +31,7 @@ def row_view(
     """One row; `scale` spans the norms of all rows shown, `shared` says that others have its source."""
     label, beside, path = _label(row, shared)
     line, place = _where(row)
+    parts = [row.grads.of(column.loss) for column in columns]
     return RowView(
         line=line,
         place=place,
@@ -41,8 +43,8 @@ def row_view(
         op=clean(row.op),
         shape=shape_text(row.shape),
         extra=_extra(row, usual),
-        grad=_grad(row, scale, _norms(row, columns)),
-        sparks=_sparks(row, columns),
+        grad=_grad(row, scale, _norms(parts)),
+        sparks=_sparks(row, parts, columns),
         update=short(row.updates.values[-1], digits=2) if len(row.updates) else "",
         note=_note(row),
         inner=tuple(map(_inner, row.inner)),
@@ -102,18 +104,20 @@ def _extreme(value: float, grad: GradStats) -> str:
     return "" if math.isnan(value) and not grad.nan_count else short(value)
 
 
-def _norms(row: TensorRow, columns: Sequence[ColumnView]) -> tuple[str, ...]:
+def _norms(parts: Sequence[GradSeries]) -> tuple[str, ...]:
     """The last norm of each loss; empty for one that never reached the row."""
-    lasts = [row.grads.of(column.loss).last for column in columns]
+    lasts = [part.last for part in parts]
     return tuple(short(last.norm) if last is not None else "" for last in lasts)
 
 
-def _sparks(row: TensorRow, columns: Sequence[ColumnView]) -> tuple[Spark, ...]:
+def _sparks(row: TensorRow, parts: Sequence[GradSeries], columns: Sequence[ColumnView]) -> tuple[Spark, ...]:
+    """One for all its gradients; where there are several losses, one for each."""
     if not columns:
         found = [gradient_spark(row.grads)]
     else:
-        several = len(set(row.grads.losses)) > 1
-        found = [gradient_spark(row.grads.of(column.loss), column.name if several else "") for column in columns]
+        several = all(len(part) < len(row.grads) for part in parts)
+        named = zip(parts, columns, strict=True)
+        found = [gradient_spark(part, column.name if several else "") for part, column in named]
     return tuple(spark for spark in found if spark is not None)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Iterable
 
 from ..curves import Curve, CurvePoint, GradSeries
@@ -22,16 +20,13 @@ def gradient_spark(series: GradSeries, label: str = "") -> Spark | None:
 
     Where each of several passes has several time steps, each pass is drawn by the largest norm in it.
     """
-    summaries = series.summaries()
-    if not summaries:
+    if not len(series):
         return None
-    if len(summaries) == 1:
-        return _spark("t", Curve(series.times, series.norm), label, _factor(summaries[0].factor, series))
-    steps = array("q", [summary.step for summary in summaries])
-    norms = array("d", [s.last if math.isnan(s.largest) else s.largest for s in summaries])
-    times = max(series.times)
-    within = f" · {times + 1} t{_factor(summaries[-1].factor, series.last_pass())}" if times else ""
-    return _spark("step", Curve(steps, norms), label, within)
+    if series.passes[0] == series.passes[-1]:
+        return _spark("t", Curve(series.times, series.norm), label, _factor(series))
+    times = max(series.times) if any(series.times) else 0
+    within = f" · {times + 1} t{_factor(series.last_pass())}" if times else ""
+    return _spark("step", series.peaks(), label, within)
 
 
 def curve_spark(curve: Curve) -> Spark | None:
@@ -51,7 +46,7 @@ def legend(rows: Iterable[RowView]) -> str:
 
 def _spark(index: str, curve: Curve, label: str, more: str) -> Spark | None:
     """The curve in signs and words; `index` is what its steps are called."""
-    first, last, low, high = curve.first, curve.last, curve.smallest, curve.largest
+    first, last, (low, high) = curve.first, curve.last, curve.extremes
     if first is None or last is None or len(curve) < 2:
         return None
     title = (
@@ -81,8 +76,9 @@ def _words(first: CurvePoint, last: CurvePoint, low: CurvePoint | None, high: Cu
     return words
 
 
-def _factor(factor: float | None, series: GradSeries) -> str:
-    return f" ×{_short(factor)}/t" if factor is not None and len(series) >= _FEW else ""
+def _factor(one_pass: GradSeries) -> str:
+    factor = one_pass.factor
+    return f" ×{_short(factor)}/t" if factor is not None and len(one_pass) >= _FEW else ""
 
 
 def _short(value: float) -> str:
