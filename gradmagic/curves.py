@@ -176,8 +176,8 @@ class GradSeries(_Points[GradPoint]):
         count = self.losses.count(loss)
         if count in (0, len(self)):
             return replace(self, total=count) if count else GradSeries()
-        wanted = [other == loss for other in self.losses]
-        return GradSeries(**{name: _where(getattr(self, name), wanted) for name in _ARRAYS}, total=count)
+        indices = [index for index, other in enumerate(self.losses) if other == loss]
+        return GradSeries(**{name: _at(getattr(self, name), indices) for name in _ARRAYS}, total=count)
 
     def summaries(self) -> list[PassSummary]:
         """One summary for each pass that is kept, in order."""
@@ -188,7 +188,9 @@ class GradSeries(_Points[GradPoint]):
         starts = _starts(self.passes)
         if len(starts) == len(self):
             return Curve(self.steps, self.norm, len(self))
-        peaks = [_peak(self.norm[start:stop]) for start, stop in pairwise([*starts, len(self)])]
+        norms = self.norm.tolist()
+        peak = max if math.isfinite(sum(norms)) else _peak
+        peaks = [peak(norms[start:stop]) for start, stop in pairwise([*starts, len(self)])]
         return Curve(_at(self.steps, starts), array("d", peaks), len(peaks))
 
     @property
@@ -269,12 +271,8 @@ def _starts(keys: Sequence[int]) -> list[int]:
     return [0, *compress(range(1, len(listed)), map(ne, listed[1:], listed))] if listed else []
 
 
-def _where(values: array[_Number], wanted: Iterable[bool]) -> array[_Number]:
-    return array(values.typecode, compress(values, wanted))
-
-
 def _at(values: array[_Number], indices: Iterable[int]) -> array[_Number]:
-    return array(values.typecode, [values[index] for index in indices])
+    return array(values.typecode, list(map(values.__getitem__, indices)))
 
 
 def _append(columns: Iterable[array[Any]], numbers: Iterable[float]) -> None:
