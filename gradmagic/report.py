@@ -253,9 +253,9 @@ class Report:
         return f"<Report: {counts.tensors} tensors, {counts.gradients} gradients, {len(self.findings)} findings>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:  # noqa: ARG002, Jupyter passes them
-        from .render.html import render_html
+        from .render.bundle import render_bundle
 
-        return {"text/plain": str(self), "text/html": render_html(self)}
+        return render_bundle(self)
 
     def _find(self, name: str) -> TensorRow | None:
         for row in reversed(self.rows):

@@ -38,7 +38,12 @@ class Shows:
 
 def render_html(report: Report) -> str:
     """The report as an HTML fragment for a notebook's output."""
-    return _render("report.html.j2", build_view(report))
+    return html_of(build_view(report))
+
+
+def html_of(view: ReportView) -> str:
+    """The same of a report that is in words already."""
+    return _render("report.html.j2", view)
 
 
 def render_page(report: Report) -> str:

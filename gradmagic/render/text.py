@@ -28,10 +28,15 @@ def render_text(report: Report, width: int | None = None, color: bool = False, a
 
     `color` allows ANSI styles; `ascii_only` is for a terminal that cannot show Unicode.
     """
+    return text_of(build_view(report), width, color, ascii_only)
+
+
+def text_of(view: ReportView, width: int | None = None, color: bool = False, ascii_only: bool = False) -> str:
+    """The same of a report that is in words already."""
     wide = min(max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)
     console = _console(wide, color)
     with console.capture() as capture:
-        console.print(_content(build_view(report), wide, Ink(color, ascii_only)))
+        console.print(_content(view, wide, Ink(color, ascii_only)))
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
 
 

@@ -29,7 +29,7 @@ from .whole_cells import untraced, whole_cells
 
 def sections(loads: Sequence[Load], tiny: bool = False) -> Mapping[str, Callable[[How], Table]]:
     """What can be measured; `tiny` is for a test of the benchmark itself."""
-    few = 1 if tiny else 1000
+    few, rows = (1, 3) if tiny else (1000, 200)
     rnn = LOADS[0].with_sizes(LOADS[0].tiny if tiny else {})
     return {
         "cells": partial(whole_cells, loads),
@@ -37,7 +37,7 @@ def sections(loads: Sequence[Load], tiny: bool = False) -> Mapping[str, Callable
         "operations": partial(operations, (10, 10 * few, 100 * few)),
         "reports": partial(reports, ((10, 1), (10, few), (few, 1), (few, 10))),
         "extremes": partial(extremes, 50 * few, 10 * few),
-        "rendering": partial(rendering, (straight(3 if tiny else 200), rnn)),
+        "rendering": partial(rendering, (straight(rows), straight(rows, rows // 2), straight(2, 10 * few), rnn)),
         "loading": loading,
     }
 

@@ -27,20 +27,25 @@ loss = h.sum()
 loss.backward()
 """
 
+_FEWEST = 2
+"""A loop that runs once makes a row of another kind, without a series."""
+
 
 def operations(counts: Sequence[int], how: How) -> Table:
     """Microseconds that tracing adds to an operation.
 
-    Chains of at most 100 operations side by side, so that only their number grows. What it costs to trace a cell of
-    two operations is subtracted: that is paid once.
+    Chains of at most 100 operations side by side, so that only their number grows. What it costs to trace a loop of
+    two is subtracted: that is paid once.
     """
     table = Table(
         "Growth with operations", ("operations", "plain, µs an operation", "added by tracing, µs an operation")
     )
-    empty = _added(_chains(1), how)[1]
+    empty = _added(_chains(_FEWEST), how)[1]
     for count in counts:
         plain, added = _added(_chains(count), how)
-        table.rows.append([f"{count:,}", f"{plain / count * 1e6:.1f}", f"{(added - empty) / count * 1e6:.1f}"])
+        table.rows.append(
+            [f"{count:,}", f"{plain / count * 1e6:.1f}", f"{(added - empty) / (count - _FEWEST) * 1e6:.1f}"]
+        )
         table.data.append({"operations": count, "plain seconds": plain, "added seconds": added, "empty": empty})
     table.rows.append(["paid once", "", f"{empty * 1e3:.2f} ms"])
     return table

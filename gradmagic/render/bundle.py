@@ -1,0 +1,14 @@
+"""Report -> every form that a front end may pick, put in words once."""
+
+from __future__ import annotations
+
+from ..report import Report
+from .build import build_view
+from .html import html_of
+from .text import text_of
+
+
+def render_bundle(report: Report) -> dict[str, str]:
+    """Plain text, 100 columns wide, and an HTML fragment, by their MIME types."""
+    view = build_view(report)
+    return {"text/plain": text_of(view, width=100), "text/html": html_of(view)}
