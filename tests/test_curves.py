@@ -88,6 +88,32 @@ def test_the_series_of_one_loss_can_be_taken_out() -> None:
     assert len(both.of(7)) == 0
 
 
+def test_the_peaks_of_passes_are_their_largest_norms() -> None:
+    """As their summaries have them; where nothing is finite it is the last."""
+    series = of_times([0.25, 9.0, 1.0], [2.0, math.inf], [math.nan, math.inf], [0.0, -0.0])
+    assert series.peaks() == Curve(array("q", range(4)), array("d", [9.0, 2.0, math.inf, 0.0]), 4)
+    assert [summary.largest for summary in series.summaries()][:2] == [9.0, 2.0]
+    once = of_passes([3.0, math.nan, 1.0])
+    assert (once.peaks().steps, once.peaks().values) == (once.steps, once.norm)
+    assert GradSeries().peaks() == Curve()
+
+
+def test_the_factor_of_a_series_is_that_of_its_last_pass() -> None:
+    """An earlier pass has no say; one occurrence has none."""
+    series = of_times([1.0, 2.0], [0.25, 0.5, 1.0])
+    assert series.factor == series.last_pass().factor == series.summaries()[-1].factor == 0.5
+    assert of_passes([1.0, 2.0]).factor is GradSeries().factor is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_extremes_are_finite_and_the_first_of_their_kind(bad: float) -> None:
+    """Whatever else is there, and however large they are: their sum may be no number."""
+    huge = 1.7e308
+    curve = Curve(array("q", range(6)), array("d", [bad, huge, -0.0, 0.0, huge, bad]), 6)
+    assert curve.extremes == (curve.smallest, curve.largest) == ((2, -0.0), (1, huge))
+    assert Curve(array("q", [0]), array("d", [bad]), 1).extremes == (None, None)
+
+
 def test_a_long_series_is_thinned_and_keeps_first_last_and_extremes() -> None:
     """Evenly in steps; what is left are the true numbers."""
     norms = [1.0 + (step * 7919 % 1000) / 1000 for step in range(100_000)]

@@ -35,6 +35,30 @@ print(Report())
 assert "gradtrace" in Report().to_html()
 assert random.getstate() == before
 """
+UNTOUCHED = """
+import builtins, json, sys, threading
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+WATCHED = (torch, torch.Tensor, torch._C.TensorBase, torch.autograd, torch.autograd.graph, torch.autograd.Function,
+    torch.nn.functional, torch.nn.Module, torch.nn.Parameter, torch.optim.Optimizer, torch.overrides, builtins)
+
+def seen():
+    attributes = {(each.__name__, name): id(value) for each in WATCHED for name, value in vars(each).items()}
+    hooks = {name: len(value) for name, value in vars(torch.nn.modules.module).items() if name.startswith("_global_")
+        and hasattr(value, "__len__")}
+    modes = len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack())
+    return attributes, hooks, modes, sys.gettrace(), sys.getprofile(), threading.active_count(), sys.meta_path[:]
+
+shell = InteractiveShell.instance()
+shell.run_cell("1").raise_error()
+loaded, before = set(sys.modules), seen()
+shell.run_line_magic("load_ext", "gradmagic")
+assert seen() == before
+print(json.dumps(sorted(set(sys.modules) - loaded)))
+"""
 LOADED = ((True, True), True, 1, 1)
 
 
@@ -51,6 +75,14 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     """Not even IPython."""
     assert imported(IMPORT).isdisjoint({"torch", "numpy", "rich", "jinja2", "matplotlib", "pandas", "IPython"})
+
+
+def test_loading_the_extension_touches_nothing_of_torch() -> None:
+    """A cell without the magic runs the same functions as before: none is replaced, no mode or hook is there."""
+    ran = subprocess.run([sys.executable, "-c", UNTOUCHED], capture_output=True, text=True, check=True)
+    added = json.loads(ran.stdout.splitlines()[-1])
+    assert [name for name in added if name.partition(".")[0] in ("torch", "numpy")] == []
+    assert "gradmagic.magic" in added
 
 
 def test_showing_the_first_report_of_a_process_draws_no_random_number() -> None:

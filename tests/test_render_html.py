@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
-from sample_reports import SAMPLES, constant, hostile, large, odd, quickstart, rnn, row, small, stats
+from sample_reports import SAMPLES, constant, hostile, large, odd, quickstart, rnn, row, series, small, stats
 from work import calls_in
 
-from gradmagic.records import Finding, InnerStep
+from gradmagic.records import Finding, InnerStep, TensorRow
+from gradmagic.render import build
 from gradmagic.render.html import render_html, render_page
+from gradmagic.render.rows import row_view
+from gradmagic.render.view import RowView
 from gradmagic.report import Report, ReportOptions
 
 TAGS = frozenset(
@@ -309,6 +313,33 @@ def test_the_work_of_drawing_grows_as_the_rows_do() -> None:
     fewer, more = (calls_in(partial(render_html, report)) for report in reports)
     assert fewer < 200 * 1_500
     assert more < 2.5 * fewer
+
+
+@pytest.mark.parametrize("passes", [None, range(2_000)], ids=["time steps of a pass", "passes"])
+def test_the_work_of_drawing_does_not_grow_with_the_points_of_a_series(passes: Sequence[int] | None) -> None:
+    """Of 2,000 gradients each call looks at all, in C; a row of them costs what one of 100 costs."""
+    norms = [1.0 + n % 7 for n in range(2_000)]
+    short, long = (
+        Report(rows=[row("h", 2, grad=stats(1.0), grads=series(norms[:n], passes and list(passes[:n])))])
+        for n in (100, 2_000)
+    )
+    render_html(short)
+    fewer, more = (calls_in(partial(render_html, report)) for report in (short, long))
+    assert more < 1.1 * fewer
+
+
+def test_what_is_not_shown_is_not_put_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand rows those that fit are looked at, once for all the forms a front end may pick."""
+    seen: list[str] = []
+
+    def seen_view(row: TensorRow, *arguments: Any) -> RowView:
+        seen.append(row.label)
+        return row_view(row, *arguments)
+
+    monkeypatch.setattr(build, "row_view", seen_view)
+    rows = [row(f"h{n}", n + 1, grad=stats(1.0)) for n in range(10_000)]
+    Report(rows=rows, options=ReportOptions(rows=20))._repr_mimebundle_()
+    assert seen == [f"h{n}" for n in range(20)]
 
 
 def test_numbers_have_true_minus_signs() -> None:
