@@ -415,11 +415,23 @@ class GrowingSeries:
         return kept
 
 
+def _single(offset: int, series: GrowingSeries) -> GradSeries:
+    found = GradSeries(total=series.total)
+    for name, column in zip(_ARRAYS, series.columns(offset), strict=True):
+        getattr(found, name).extend(column)
+    return found
+
+
 def joined(parts: Iterable[tuple[int, GrowingSeries]]) -> GradSeries:
     """The series of a row from those of its places and losses, each with what its occurrences are counted from.
 
     Column by column: point by point, it takes three times as long.
     """
+    parts = [(offset, series) for offset, series in parts if series.total]
+    if not parts:
+        return GradSeries()
+    if len(parts) == 1 and parts[0][1].total == 1:
+        return _single(*parts[0])  # most rows of a cell without loops: a tenth of the time
     total = 0
     columns: list[list[Any]] = [[] for _ in _ARRAYS]
     for offset, series in parts:

@@ -44,7 +44,7 @@ class DataFlow:
         return any(_holds(outer, inner) for inner in found if inner is not None for outer in ranges)
 
     def _range(self, site: Site) -> Range | None:
-        line, end_line, column, end_column = self._sources.span(site)
+        line, end_line, column, end_column = site.span
         if line is None or end_line is None or column is None or end_column is None:
             return None
         return site.code.co_filename, line, column, end_line, end_column

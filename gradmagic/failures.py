@@ -105,7 +105,7 @@ def _versions(place: Place) -> Iterator[Place]:
 
 
 def _changes_of(recorder: Recorder, place: Place) -> Iterator[Change]:
-    tensor = place.ref() if place.ref is not None else None
+    tensor = place.tensor()
     memory = memory_of(tensor) if tensor is not None else None
     later = {place.index}
     while place.successor is not None and place.successor.index not in later:

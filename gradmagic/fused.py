@@ -47,8 +47,8 @@ class FusedCalls:
     def start(self, variables: Mapping[str, Any]) -> None:
         """Look for such modules among the person's variables, and watch for others."""
         paths = self._recorder.paths
-        paths.watched.update(dict.fromkeys(_CONSTRUCTORS, self._constructed))
-        paths.watched.update(dict.fromkeys(_FORWARDS, self._not_fused))
+        paths.watched.update(dict.fromkeys(map(id, _CONSTRUCTORS), self._constructed))
+        paths.watched.update(dict.fromkeys(map(id, _FORWARDS), self._not_fused))
         self._recorder.modules.on_new = self._look_inside
         for value in list(variables.values()):
             self._look_through(value, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .bindings import SOME
@@ -30,16 +30,20 @@ class Draft:
     name: str | None
     aliases: tuple[str, ...]
     origin: Origin | None
+    first: Place = field(init=False)
+    """The place that was made first."""
+    last: Place = field(init=False)
+    """The place that was made last."""
 
-    @property
-    def last(self) -> Place:
-        """The place that was made last."""
-        return max(self.places, key=lambda place: place.last_clock)
+    def __post_init__(self) -> None:
+        """Begin with one place."""
+        self.first = self.last = self.places[0]
 
-    @property
-    def first(self) -> Place:
-        """The place that was made first."""
-        return self.places[0]
+    def add(self, place: Place) -> None:
+        """One more place."""
+        self.places.append(place)
+        if place.last_clock > self.last.last_clock:
+            self.last = place
 
 
 class Naming:
@@ -117,7 +121,7 @@ class Naming:
             name = names[0] if names else None
             key = self._key(place, name)
             if key in drafts:
-                drafts[key].places.append(place)
+                drafts[key].add(place)
             else:
                 drafts[key] = Draft([place], name, tuple(names[1:]), origin)
         for draft in drafts.values():
@@ -135,12 +139,11 @@ class Naming:
         names = [site.code.co_name for site in sites]
         if place.requires_grad:
             replaced = place.adopted is not None and place.is_leaf and place.path.module is None and not place.received
-            return replaced and (place.ref is None or place.ref() is None)
+            return replaced and place.tensor() is None
         return names[0] in ("__init__", "__new__", "__deepcopy__") or "_infer_parameters" in names
 
     def _key(self, place: Place, name: str | None) -> Any:
-        alive = place.ref is not None and place.ref() is not None
-        if place.adopted is not None and place.is_leaf and alive:
+        if place.adopted is not None and place.is_leaf and place.tensor() is not None:
             return place.index
         if (place.beside or place).crowded:
             name = None
@@ -170,17 +173,17 @@ class Naming:
 
     def _held_by(self, place: Place) -> list[str]:
         # A variable holds the newest version of a tensor that was changed in place.
-        tensor = place.ref() if place.ref is not None and place.successor is None else None
+        tensor = place.tensor() if place.successor is None else None
         return self.namespace.tensors.get(id(tensor), []) if tensor is not None else []
 
     def is_bound(self, place: Place) -> bool:
         """Whether a variable of the person leads to the tensor."""
-        tensor = place.ref() if place.ref is not None else None
+        tensor = place.tensor()
         return tensor is not None and (id(tensor) in self.namespace.tensors or id(tensor) in self._parameters)
 
     def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
         """All names of a place, the one to show first."""
-        tensor = place.ref() if place.ref is not None else None
+        tensor = place.tensor()
         names = list(self._parameters.get(id(tensor), ()))
         if place.adopted is not None:
             held = [self._held_parameters[id(tensor)]] if id(tensor) in self._held_parameters else []
@@ -238,21 +241,26 @@ class Naming:
     def _behind_modules(self) -> dict[int, int]:
         """Each place that took over a module's result, and where on its path that was called; the last wins."""
         last: dict[object, tuple[Place, int]] = {}
+        calls: dict[int, int] = {}
+        """By the ``id`` of each path: several places have it."""
         for place in self._recorder.places:
-            hook = self._behind_module(place)
-            key = (place.path.sites[hook:], place.position)
+            call = calls.get(id(place.path))
+            if call is None:
+                call = calls[id(place.path)] = _hooked_call(place.path)
+            hook = self._behind_module(place, call) if call else 0
+            key = (place.path.sites[hook:], place.position) if hook else None
             if hook and (key not in last or _last_made(place) >= _last_made(last[key][0])):
                 last[key] = place, hook
         return {place.index: hook for place, hook in last.values()}
 
-    def _behind_module(self, place: Place) -> int:
+    def _behind_module(self, place: Place, call: int) -> int:
         """Where on its path a module is called whose result the place took over; 0 for none.
 
-        So does what a forward hook returns, and what PyTorch puts behind a module that has a full backward hook.
+        So does what a forward hook returns, and what PyTorch puts behind a module that has a full backward hook. `call`
+        is where a module with hooks is called.
         """
         sites = place.path.sites
-        call = next((index for index, site in enumerate(sites) if site.code.co_qualname == _HOOKED_CALL), 0)
-        if not call or not place.requires_grad:
+        if not place.requires_grad:
             return 0
         if place.op == "BackwardHookFunction":
             return call + 1 if sites[call - 1].code.co_name == "setup_output_hook" else 0
@@ -270,7 +278,7 @@ class Naming:
         """Where a path stands in the source: lines and columns, outermost first; behind all others without one."""
         if path is None:
             return (sys.maxsize,)
-        spans = (self._sources.span(site) for site in reversed(path.sites))
+        spans = (site.span for site in reversed(path.sites))
         return tuple(number for line, _, column, _ in spans for number in (line or 0, column or 0))
 
     def frames(self, path: Path) -> tuple[Location, ...]:
@@ -303,6 +311,11 @@ class Naming:
             return f"{module}{text[4:]}"
         sites = place.path.sites
         return "" if sites and self._sources.is_library(sites[0].code) else text
+
+
+def _hooked_call(path: Path) -> int:
+    """Where on a path PyTorch calls a module that has hooks; 0 for nowhere."""
+    return next((index for index, site in enumerate(path.sites) if site.code.co_qualname == _HOOKED_CALL), 0)
 
 
 def _last_made(place: Place) -> tuple[int, float]:

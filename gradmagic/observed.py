@@ -249,7 +249,7 @@ class Observer:
             )
 
     def _name(self, place: Place | None) -> str:
-        tensor = place.ref() if place is not None and place.ref is not None else None
+        tensor = place.tensor() if place is not None else None
         return self._namespace.name_of(tensor) or "" if tensor is not None else ""
 
     def _raised_at(self, traceback: TracebackType | None) -> Location | None:

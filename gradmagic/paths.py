@@ -68,6 +68,35 @@ def is_returned_input(name: str, args: tuple[Any, ...]) -> bool:
     return len(args) == 2 and args[0] is args[1] and bool(args[0].requires_grad)
 
 
+class _Code:
+    """What is known of the code of frames on the way.
+
+    Attributes:
+        code: the code object.
+        is_module: it is what runs a module.
+        is_clip: it clips gradients.
+        sites: its sites, by the offset of the instruction.
+    """
+
+    __slots__ = ("_by_span", "code", "is_clip", "is_module", "sites")
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code
+        self.is_module = code is MODULE_CALL
+        self.is_clip = code in _CLIPPING
+        self.sites: dict[int, Site] = {}
+        self._by_span: dict[Any, Site] = {}
+
+    def site(self, lasti: int) -> Site:
+        """A site; one for all instructions of the same piece of source.
+
+        Python 3.11 reports one call at two offsets (PRECALL and CALL), before and after it has specialised the code.
+        """
+        found = Site(self.code, lasti)
+        found = self.sites[lasti] = self._by_span.setdefault(found.span if None not in found.span else lasti, found)
+        return found
+
+
 class Paths:
     """The paths of one trace. Frames are looked at, never kept, but for the boundary until `release`."""
 
@@ -83,14 +112,15 @@ class Paths:
         self._known: dict[_Key, Path] = {}
         self._through: dict[int, tuple[weakref.ref[Any], list[_Key]]] = {}
         """By the ``id`` of each module that ran: what is known through it, which ends with the module."""
-        self._spans: dict[CodeType, list[Any]] = {}
-        self._sites: dict[tuple[CodeType, Any], Site] = {}
+        self._codes: dict[int, tuple[CodeType, _Code]] = {}
+        """By ``id``, with the code, or it could be another's: to hash code takes 1 us, and a way has twenty."""
+        self._equal_codes: dict[CodeType, _Code] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
         self._forwards: dict[CodeType, bool] = {}
         """Whether code is the ``forward`` of a custom Function."""
-        self.watched: dict[CodeType, Callable[[FrameType], None]] = {}
-        """Who wants to know when a piece of code runs for the first time on some path; gets its frame."""
+        self.watched: dict[int, Callable[[FrameType], None]] = {}
+        """Who wants to know when code, by its ``id``, runs for the first time on some path; gets its frame."""
 
     def release(self) -> None:
         """Let go of the boundary frame and of everything known."""
@@ -98,8 +128,8 @@ class Paths:
         self._known.clear()
         self._through.clear()
         self._interned.clear()
-        self._spans.clear()
-        self._sites.clear()
+        self._codes.clear()
+        self._equal_codes.clear()
         self._applies.clear()
         self._forwards.clear()
         self.watched.clear()
@@ -131,9 +161,10 @@ class Paths:
         """Recursion is one path, not one per depth: each step counts once. To ask for that first takes 0.3 us."""
         path = self._known.get(key)
         if path is None:
-            if len(self._known) > _REMEMBERED:
+            if max(len(self._known), len(self._codes)) > _REMEMBERED:
                 self._known.clear()
                 self._through.clear()
+                self._codes.clear()
             path = self._known[key] = self._new(start, key)
         return path
 
@@ -152,16 +183,17 @@ class Paths:
         modules: list[tuple[Any, int]] = []
         function_apply = clip = None
         while frame is not None and frame is not self._boundary:
-            site = self._site(frame.f_code, frame.f_lasti)
-            if frame.f_code is MODULE_CALL:
+            known = self._code(frame.f_code)
+            if known.is_module:
                 modules.append((frame.f_locals["self"], len(sites)))
             if function_apply is None and self._applies_function(frame):
                 function_apply = len(sites)
-            if frame.f_code in _CLIPPING:
+            if known.is_clip:
                 clip = len(sites)
-            if frame.f_code in self.watched:
-                self.watched[frame.f_code](frame)
-            sites.append(site)
+            if id(known.code) in self.watched:
+                self.watched[id(known.code)](frame)
+            lasti = frame.f_lasti
+            sites.append(known.sites.get(lasti) or known.site(lasti))
             frame = frame.f_back
         for module, _ in modules:
             self._ends_with(module, key)
@@ -191,18 +223,15 @@ class Paths:
                 path.line = self._line(next((site for site in sites if not is_torchs(site.code)), sites[0]))
         return path
 
-    def _line(self, site: Site) -> tuple[CodeType, int]:
-        return site.code, self._spans[site.code][site.lasti // 2][0]
+    def _line(self, site: Site) -> tuple[CodeType, int | None]:
+        return site.code, site.span[0]
 
-    def _site(self, code: CodeType, lasti: int) -> Site:
-        """A site; one for all instructions of the same piece of source.
-
-        Python 3.11 reports one call at two offsets (PRECALL and CALL), before and after it has specialised the code.
-        """
-        if code not in self._spans:
-            self._spans[code] = list(code.co_positions())
-        span = self._spans[code][lasti // 2]
-        return self._sites.setdefault((code, span if None not in span else lasti), Site(code, lasti))
+    def _code(self, code: CodeType) -> _Code:
+        """What is known of code; equal code, as of a cell that is compiled anew each round of a loop, is the same."""
+        known = self._codes.get(id(code))
+        if known is None:
+            known = self._codes[id(code)] = code, self._equal_codes.setdefault(code, _Code(code))
+        return known[1]
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""

@@ -231,6 +231,10 @@ class Place:
         self.forward: Pending | None = None
         """Statistics of its own values: of the first occurrence that was not finite, else of the last."""
 
+    def tensor(self) -> Tensor | None:
+        """The last occurrence's tensor, while it is alive."""
+        return self.newest.ref() if self.newest is not None else None
+
     @property
     def ref(self) -> Callable[[], Tensor | None] | None:
         """Gives the last occurrence's tensor while it is alive; None where there was never one."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from .optimizers import OptimizerWatch
 from .passes import Loss, Pass
 from .places import Gradients, InnerNode, Place
 from .recorder import Recorder
-from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
+from .records import BackwardPass, Finding, GradStats, InnerStep, Kind, LedgerEntry, Location, TensorRow
 from .sources import Sources
 from .statistics import measure
 from .stored import values_of
@@ -93,8 +94,9 @@ class Assembler:
 
     def _facts(self, ending: Ending) -> RunFacts:
         observer = self._observer
-        rows = tuple(self._with_account(self._fact(draft), draft) for draft in self._drafts)
-        rows = self._with_frames(self._with_weights(self._with_values(rows)))
+        weights = self._weights()
+        rows = tuple(self._fact(draft, weights.get(index)) for index, draft in enumerate(self._drafts))
+        rows = self._with_frames(self._with_values(rows))
         labels = [row.label for row in rows]
         passes = observer.passes(labels)
         scale, scaler = observer.loss_scale()
@@ -123,17 +125,20 @@ class Assembler:
             no_root=why,
         )
 
-    def _fact(self, draft: Draft) -> RowFacts:
+    def _fact(self, draft: Draft, weight: float | None) -> RowFacts:
         last = draft.last
+        tensor = last.tensor()
+        site = last.path.sites[0] if last.path.sites else None
         own = {place.index for place in draft.places}
         losses = self._ledger.log.losses
         newest = self._ledger.log.last
         naming = self._naming
         return RowFacts(
             label=draft.name or naming.expression(draft),
+            weight_rms=weight,
             name=draft.name,
             op=last.op,
-            kind=kind_of(last) if last.requires_grad and not stands_apart(last) else "constant",
+            kind=_kind(last),
             dtype=last.dtype,
             location=naming.location(draft),
             shape=last.shape,
@@ -145,12 +150,12 @@ class Assembler:
             is_floating=last.is_floating,
             is_parameter=last.is_parameter,
             is_leaf=last.is_leaf,
-            alive=last.ref is not None and last.ref() is not None,
+            alive=tensor is not None,
             bound_now=naming.is_bound(last),
             adopted=last.adopted is not None,
             made_unseen=last.made_unseen and bool(last.inner),
             leaves_torch=last.leaves_torch,
-            by_library=bool(last.path.sites) and self._sources.is_library(last.path.sites[0].code),
+            by_library=site is not None and self._sources.is_library(site.code),
             grad_enabled=last.grad_enabled,
             inference=last.inference,
             transformed=last.transformed,
@@ -172,33 +177,31 @@ class Assembler:
             forward=last.forward.result() if last.forward is not None else None,
             activity=_activity(last),
             given=last.given,
-            read=last.read,
+            **self._account(last),
         )
 
-    def _with_account(self, row: RowFacts, draft: Draft) -> RowFacts:
+    def _account(self, last: Place) -> dict[str, Any]:
         """What the passes and the updates have made of a leaf's ``.grad``."""
-        last = draft.last
         account = self._ledger.book.accounts.get(last.index)
         if account is None:
-            return row
+            return {"read": last.read}
         grown, mixed, thrown = account.grown, account.mixed, account.thrown_away
         where = self._naming.place_location
-        return replace(
-            row,
-            held=account.held.result().norm if account.held is not None else None,
-            holds=_norm_of_grad(last) if account.held is not None else None,
-            stepped_on_old=where(grown.path) if grown is not None else None,
-            added_by=grown.loss if grown is not None else None,
-            passes_added=grown.passes if grown is not None else 0,
-            mixed=where(mixed.path) if mixed is not None else None,
-            mixed_losses=(mixed.foreign, mixed.own) if mixed is not None else (0, 0),
-            strays=frozenset(account.strays),
-            own=frozenset(account.own),
-            thrown=account.thrown,
-            thrown_at=where(thrown[0]) if thrown is not None else None,
-            updates=account.updates,
-            read=row.read or account.is_read,
-        )
+        return {
+            "held": account.held.result().norm if account.held is not None else None,
+            "holds": _norm_of_grad(last) if account.held is not None else None,
+            "stepped_on_old": where(grown.path) if grown is not None else None,
+            "added_by": grown.loss if grown is not None else None,
+            "passes_added": grown.passes if grown is not None else 0,
+            "mixed": where(mixed.path) if mixed is not None else None,
+            "mixed_losses": (mixed.foreign, mixed.own) if mixed is not None else (0, 0),
+            "strays": frozenset(account.strays),
+            "own": frozenset(account.own),
+            "thrown": account.thrown,
+            "thrown_at": where(thrown[0]) if thrown is not None else None,
+            "updates": account.updates,
+            "read": last.read or account.is_read,
+        }
 
     def _with_frames(self, rows: tuple[RowFacts, ...]) -> tuple[RowFacts, ...]:
         """Where gradients stray to other weights, it is told at which line their way meets that of the others."""
@@ -228,14 +231,23 @@ class Assembler:
             found.append(replace(row, forward=measure(tensor).result()) if tensor is not None else row)
         return tuple(found)
 
-    def _with_weights(self, rows: tuple[RowFacts, ...]) -> tuple[RowFacts, ...]:
+    def _weights(self) -> dict[int, float]:
+        """Sizes of the leaves that got a gradient, by row.
+
+        Where one of them is a matrix, nobody asks for those of vectors: of most models those are two thirds.
+        """
         leaves: dict[int, Tensor] = {}
-        for index, (row, draft) in enumerate(zip(rows, self._drafts, strict=True)):
-            tensor = _alive(draft.last) if row.kind in ("leaf", "parameter") and row.has_gradient else None
+        vectors = set()
+        for index, draft in enumerate(self._drafts):
+            if _kind(draft.last) not in ("leaf", "parameter") or not any(place.gradients for place in draft.places):
+                continue
+            tensor = _alive(draft.last)
             if tensor is not None and not tensor.is_complex():
                 leaves[index] = tensor
-        sizes = dict(zip(leaves, weight_sizes(list(leaves.values())), strict=True))
-        return tuple(replace(row, weight_rms=sizes[index]) if index in sizes else row for index, row in enumerate(rows))
+                vectors.update([index] if len(draft.last.shape_found) < 2 else [])
+        if any(index not in vectors and _is_finite(self._drafts[index]) for index in leaves):
+            leaves = {index: leaf for index, leaf in leaves.items() if index not in vectors}
+        return dict(zip(leaves, weight_sizes(list(leaves.values())), strict=True))
 
     # ---- rows
 
@@ -324,16 +336,26 @@ def _link_adopted(place: Place, places: Sequence[Place], naming: Naming, flow: D
             place.input_requires_grad = place.input_requires_grad or source.requires_grad
 
 
+def _kind(place: Place) -> Kind:
+    """As the diagnosis sees it: a parameter that does not require a gradient is a constant as well."""
+    return kind_of(place) if place.requires_grad and not stands_apart(place) else "constant"
+
+
+def _is_finite(draft: Draft) -> bool:
+    grad = _last_gradient(draft.places)
+    return grad is not None and bool(grad.numel) and math.isfinite(grad.norm)
+
+
 def _alive(place: Place) -> Tensor | None:
     """A tensor that still exists and has values to look at."""
-    tensor = place.ref() if place.ref is not None and not place.transformed else None
+    tensor = place.tensor() if not place.transformed else None
     if tensor is None or tensor.layout is not torch.strided or values_of(tensor) is None or not tensor.numel():
         return None
     return tensor
 
 
 def _norm_of_grad(place: Place) -> float | None:
-    tensor = place.ref() if place.ref is not None else None
+    tensor = place.tensor()
     return measure(tensor.grad).result().norm if tensor is not None and tensor.grad is not None else None
 
 
@@ -381,7 +403,7 @@ def _last_gradient(places: Sequence[Place]) -> GradStats | None:
 
 def _is_taken(place: Place) -> bool:
     """Whether nothing is left in the ``.grad`` of a leaf that has a hook of the person's after accumulation."""
-    tensor = place.ref() if place.is_leaf and place.received and place.ref is not None else None
+    tensor = place.tensor() if place.is_leaf and place.received else None
     return tensor is not None and tensor.grad is None and bool(tensor._post_accumulate_grad_hooks)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import linecache
 import sysconfig
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,38 @@ from .history import EarlierCell
 from .records import Location
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
+_POSITIONS: dict[int, tuple[weakref.ref[CodeType], list[Span]]] = {}
+"""What `positions` gave, by the ``id`` of the code: every trace goes through the same functions of PyTorch."""
 
-class Site(NamedTuple):
-    """A position in running code: a code object and the offset of the instruction that ran."""
 
-    code: CodeType
-    lasti: int
+def positions(code: CodeType) -> list[Span]:
+    """The span of each instruction. To ask takes 20 us a function, and to hash code 1 us: so it goes by its ``id``."""
+    number = id(code)
+    known = _POSITIONS.get(number)
+    if known is None or known[0]() is not code:
+        forgets = weakref.ref(code, lambda _: _POSITIONS.pop(number, None) and None)
+        known = _POSITIONS[number] = forgets, list(code.co_positions())
+    return known[1]
+
+
+class Site:
+    """A position in running code: a code object and the offset of the instruction that ran.
+
+    A trace has one object for each, so that they are compared by identity: to hash the code each time takes 1 us.
+
+    Attributes:
+        code: the code object.
+        lasti: the offset.
+        span: line, end line, column and end column of the piece of source.
+    """
+
+    __slots__ = ("code", "lasti", "span")
+
+    def __init__(self, code: CodeType, lasti: int) -> None:
+        self.code = code
+        self.lasti = lasti
+        spans, index = positions(code), lasti // 2
+        self.span: Span = spans[index] if 0 <= index < len(spans) else (code.co_firstlineno, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +85,15 @@ class BoundName(NamedTuple):
     name: str
     contested: Site | None
     unfinished: Site | None = None
+
+
+class _Step(NamedTuple):
+    """What becomes of a result at one site: its names there, its place in what is returned, and see `BoundName`."""
+
+    names: tuple[str, ...]
+    returned: Position | None
+    in_loop: bool
+    unfinished: Site | None
 
 
 class _LibraryRun:
@@ -105,22 +141,30 @@ class Sources:
         self._standard = tuple(standard)
         self._trees: dict[str | CodeType, SourceTree | None] = {}
         self._checked: set[str] = set()
-        self._spans: dict[CodeType, list[Span]] = {}
+        self._nodes: dict[Site, tuple[SourceTree | None, ast.AST | None]] = {}
+        self._locations: dict[Site, Location] = {}
+        self._same: dict[tuple[CodeType, Span], Site] = {}
+        self._firsts: dict[Site, Site] = {}
+        """For each site the first that has the same span; see `canonical`."""
+        self._on_path: dict[Sequence[Site], tuple[Site | None, Site | None]] = {}
+        """See `_looked_through`."""
         self._foreign: dict[str, bool] = {}
         self._calls = Calls(self.tree)
         self._unfinished: set[tuple[CodeType, Span]] = set()
         self._bindings: dict[tuple[Site, Position], tuple[list[str], Position | None, bool]] = {}
+        self._steps: dict[tuple[Site, str | None, Position], _Step | None] = {}
 
     def stopped_by(self, traceback: TracebackType | None) -> None:
         """An exception ended the code: what stood on its way was not finished, and bound nothing."""
         while traceback is not None:
             site = Site(traceback.tb_frame.f_code, traceback.tb_lasti)
-            self._unfinished.add((site.code, self.span(site)))
+            self._unfinished.add((site.code, site.span))
             traceback = traceback.tb_next
+        self._steps.clear()
 
     def recorded_on(self, paths: Iterable[Sequence[Site]]) -> None:
         """Something was recorded on these paths, and so within the calls along them."""
-        self._calls.note((site.code, self.span(site)) for site in {site for path in paths for site in path})
+        self._calls.note((site.code, site.span) for site in {site for path in set(paths) for site in path})
 
     # ---- what stands at a site
 
@@ -148,43 +192,46 @@ class Sources:
 
     def person_site(self, path: Sequence[Site]) -> Site | None:
         """The innermost site that is the person's code; the outermost one where there is none."""
-        for site in path:
-            if not self.is_library(site.code):
-                return site
-        return path[-1] if path else None
+        return self._looked_through(path)[0]
 
     def own_line(self, path: Sequence[Site]) -> int | None:
         """The traced cell's own line that was running, or None."""
-        return next((self.line(site) for site in path if self.is_own(site.code)), None)
+        site = self._looked_through(path)[1]
+        return self.line(site) if site is not None else None
 
-    def span(self, site: Site) -> Span:
-        """Line, end line, column and end column of a site."""
-        if site.code not in self._spans:
-            self._spans[site.code] = list(site.code.co_positions())
-        spans = self._spans[site.code]
-        index = site.lasti // 2
-        return spans[index] if 0 <= index < len(spans) else (site.code.co_firstlineno, None, None, None)
+    def _looked_through(self, path: Sequence[Site]) -> tuple[Site | None, Site | None]:
+        """The innermost sites of the person's code, and of the traced code; asked several times a row."""
+        found = self._on_path.get(path)
+        if found is None:
+            persons = next((site for site in path if not self.is_library(site.code)), path[-1] if path else None)
+            own = next((site for site in path if site.code.co_filename == self._own_file), None)
+            found = self._on_path[path] = persons, own
+        return found
 
-    def canonical(self, path: Sequence[Site]) -> tuple[tuple[CodeType, Span], ...]:
+    def canonical(self, path: Sequence[Site]) -> tuple[Site, ...]:
         """A path by its spans of source.
 
         Python 3.11 reports one call at two offsets (PRECALL and CALL), before and after it has specialised the code.
         """
-        return tuple((site.code, self.span(site)) for site in path)
+        firsts = self._firsts
+        for site in path:
+            if site not in firsts:
+                firsts[site] = self._same.setdefault((site.code, site.span), site)
+        return tuple([firsts[site] for site in path])
 
     def line(self, site: Site) -> int:
         """Line of a site in its file."""
         tree, node = self.node(site)
         if tree is not None and node is not None:
             return tree.line_of(node)
-        return self.span(site)[0] or site.code.co_firstlineno
+        return site.span[0] or site.code.co_firstlineno
 
     def expression(self, site: Site) -> str:
         """Source text of a site: the expression if it can be told apart, else the line."""
         tree, node = self.node(site)
         if tree is not None and node is not None:
             return tree.text(self._visible(tree, node))
-        line = self.span(site)[0] or 0
+        line = site.span[0] or 0
         return linecache.getline(site.code.co_filename, line).strip()[:TEXT_LIMIT]
 
     @staticmethod
@@ -200,6 +247,12 @@ class Sources:
 
     def location(self, site: Site) -> Location:
         """Where a site stands, with its expression."""
+        found = self._locations.get(site)
+        if found is None:
+            found = self._locations[site] = self._located(site)
+        return found
+
+    def _located(self, site: Site) -> Location:
         file = site.code.co_filename
         tree, node = self.node(site)
         return Location(
@@ -222,8 +275,11 @@ class Sources:
 
     def node(self, site: Site) -> tuple[SourceTree | None, ast.AST | None]:
         """The syntax at a site, with the tree it belongs to."""
-        tree = self.tree(site.code)
-        return (tree, tree.node_at(self.span(site))) if tree is not None else (None, None)
+        found = self._nodes.get(site)
+        if found is None:
+            tree = self.tree(site.code)
+            found = self._nodes[site] = (tree, tree.node_at(site.span)) if tree is not None else (None, None)
+        return found
 
     def tree(self, code: CodeType) -> SourceTree | None:
         """The parsed source around a code object: its function alone in a file, the whole of a cell."""
@@ -244,7 +300,7 @@ class Sources:
         if code.co_name.startswith("<"):
             return None
         lines = self._lines(code.co_filename)
-        ends = [end or 0 for _, end, _, _ in code.co_positions()]
+        ends = [end or 0 for _, end, _, _ in positions(code)]
         return SourceTree.parse(lines, code.co_firstlineno, max(ends)) if lines and ends else None
 
     def _lines(self, file: str) -> list[str]:
@@ -265,22 +321,31 @@ class Sources:
         rounds: Site | None = None
         callee: str | None = None
         for site in path:
-            tree, node = self.node(site)
-            held = through_c(node, callee, position) if node is not None else None
-            if tree is None or node is None or held is None:
+            key = site, callee, position
+            if key not in self._steps:
+                self._steps[key] = self._step(*key)
+            step = self._steps[key]
+            if step is None:
                 break
-            callee, position = site.code.co_name, held
-            names, returned, in_loop = self._binding(site, position, tree, node)
-            if not self.is_library(site.code):
+            if step.names:
                 contested = site if rounds is not None else None
-                unfinished = site if (site.code, self.span(site)) in self._unfinished else None
-                found += [BoundName(name, contested, unfinished) for name in names]
-            if returned is None:
+                found += [BoundName(name, contested, step.unfinished) for name in step.names]
+            if step.returned is None:
                 break
-            if in_loop and rounds is None:
+            if step.in_loop and rounds is None:
                 rounds = site
-            position = returned
+            callee, position = site.code.co_name, step.returned
         return found
+
+    def _step(self, site: Site, callee: str | None, position: Position) -> _Step | None:
+        """What becomes of a result at one site; all operations of a function go on from there in the same way."""
+        tree, node = self.node(site)
+        held = through_c(node, callee, position) if node is not None else None
+        if tree is None or node is None or held is None:
+            return None
+        names, returned, in_loop = self._binding(site, held, tree, node)
+        unfinished = site if (site.code, site.span) in self._unfinished else None
+        return _Step(() if self.is_library(site.code) else tuple(names), returned, in_loop, unfinished)
 
     def is_handed_to(self, path: Sequence[Site], index: int) -> bool:
         """Whether the functions below `path[index]` return the result, one to the other, up to there."""

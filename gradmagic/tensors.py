@@ -439,7 +439,7 @@ def _first_words(text: str) -> str:
 
 def _of_gone(places: Collection[Place]) -> Place | None:
     """The first of some places whose tensor is gone."""
-    return next((place for place in places if place.ref is not None and place.ref() is None), None)
+    return next((place for place in places if place.newest is not None and place.newest() is None), None)
 
 
 def _adopted_key(tensor: Tensor, argument: tuple[int, int]) -> str:

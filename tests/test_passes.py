@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from plain import run_traced
-from torch.utils.weak import TensorWeakRef
 
 from gradmagic.curves import POINTS
 from gradmagic.passes import KEPT
+from gradmagic.places import Entry
 from gradmagic.report import Report
 from gradmagic.tracing import trace
 
@@ -607,14 +607,14 @@ def test_a_pass_takes_no_longer_because_the_loop_keeps_its_losses(name: str, mon
     """Ten times as many rounds look at about ten times as many tensors, not at a hundred times as many."""
     before, loss = KEEPING[name]
     looks = 0
-    look = TensorWeakRef.__call__
+    look = Entry.ref
 
-    def counted(ref: TensorWeakRef) -> Any:
+    def counted(entry: Entry) -> Any:
         nonlocal looks
         looks += 1
-        return look(ref)
+        return look(entry)
 
-    monkeypatch.setattr(TensorWeakRef, "__call__", counted)
+    monkeypatch.setattr(Entry, "ref", counted)
     counts = []
     for rounds in (20, 200):
         source = f"""{before}

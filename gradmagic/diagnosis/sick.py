@@ -64,8 +64,10 @@ def _through_time(run: RunFacts) -> list[Finding]:
     """Gradients of a row that occurs again and again in one pass, from its first occurrence to its last."""
     found: dict[str, tuple[float, int, Finding]] = {}
     for index, row in enumerate(run.rows):
+        if row.kind != "non-leaf" or len(row.grads) < _STEPS:
+            continue
         norms = _norms_in_last_pass(row)
-        if row.kind != "non-leaf" or len(norms) < _STEPS:
+        if len(norms) < _STEPS:
             continue
         trend = _trend(norms)
         if trend is None:
