@@ -96,6 +96,13 @@ class Account:
     thrown: int = 0
     updates: int = 0
 
+    @property
+    def is_uneventful(self) -> bool:
+        """Whether there is nothing to tell: one pass, and no update."""
+        nothing_used = self.grown is None and self.mixed is None and self.thrown_away is None
+        quiet = not (self.strays or self.own or self.thrown or self.updates or self.is_read)
+        return self.held is None and nothing_used and quiet
+
     def began_with(self, held: Pending, number: int) -> None:
         """What ``.grad`` held when pass `number`, the first, came is known only now: zeros are nothing."""
         if not held.is_zero():

@@ -232,6 +232,15 @@ class GradSeries(_Points[GradPoint]):
         return GradPoint(self.steps[index], self.times[index], self.norm[index])
 
 
+NO_CURVE = Curve()
+NO_GRADIENTS = GradSeries()
+"""One for all rows without any: each array is an object more for Python's collector, and they have ten."""
+_COLUMNS = {
+    **dict.fromkeys(("passes", "steps", "occurrences"), "q"),
+    **dict.fromkeys(("norm", "min", "max", "zero_fraction"), "d"),
+    "nan_count": "q",
+}
+"""What a growing series has arrays of, with their type codes."""
 _ARRAYS = tuple(each.name for each in fields(GradSeries) if each.name != "total")
 
 
@@ -338,16 +347,15 @@ class _Statistics(Protocol):
 class GrowingSeries:
     """The gradients of one place from one loss, as backward delivers them: pass after pass, last occurrence first."""
 
-    __slots__ = ("_arrays", "_pass_stride", "_stride", "loss", "total")
+    __slots__ = ("_arrays", "_only", "_pass_stride", "_stride", "loss", "total")
 
     def __init__(self, loss: int) -> None:
         self.loss = loss
         self.total = 0
-        self._arrays: dict[str, array[Any]] = {
-            **{name: _integers() for name in ("passes", "steps", "occurrences")},
-            **{name: _floats() for name in ("norm", "min", "max", "zero_fraction")},
-            "nan_count": _integers(),
-        }
+        self._only: tuple[float, ...] = ()
+        """The first gradient. Most series have no other, and eight arrays are eight objects for Python's collector."""
+        self._arrays: dict[str, array[Any]] = {}
+        """From the second on."""
         self._pass_stride = self._stride = 1
 
     @property
@@ -355,10 +363,21 @@ class GrowingSeries:
         norms: array[float] = self._arrays["norm"]
         return norms
 
+    def _spread(self) -> Iterable[array[Any]]:
+        """The arrays, with what there was before."""
+        if not self._arrays:
+            numbers: Iterable[tuple[float, ...]] = [(number,) for number in self._only] or [()] * len(_COLUMNS)
+            columns = zip(_COLUMNS.items(), numbers, strict=True)
+            self._arrays = {name: array(kind, before) for (name, kind), before in columns}
+        return self._arrays.values()
+
     def add(self, number: int, step: int, occurrence: int, found: _Statistics) -> None:
         """Add one gradient: of which pass, of which step of its loss, of which occurrence of the place."""
         numbers = (number, step, occurrence, found.norm, found.min, found.max, found.zero_fraction, found.nan_count)
-        _append(self._arrays.values(), numbers)
+        if not self.total:
+            self._only, self.total = numbers, 1
+            return
+        _append(self._spread(), numbers)
         self.total += 1
         if len(self._norm) > POINTS:
             self._thin()
@@ -366,15 +385,19 @@ class GrowingSeries:
     def extend(self, number: int, step: int, occurrences: Sequence[int], columns: Sequence[Sequence[float]]) -> None:
         """Add gradients of one pass: norms, minima, maxima, zero fractions and NaN counts, in columns."""
         count = len(occurrences)
+        if count == 1 and not self.total:
+            self._only, self.total = (number, step, occurrences[0], *[column[0] for column in columns]), 1
+            return
         found = ([number] * count, [step] * count, occurrences, *columns)
-        any(map(array.extend, self._arrays.values(), found))  # all at once, as in `_append`
+        any(map(array.extend, self._spread(), found))  # all at once, as in `_append`
         self.total += count
         if len(self._norm) > POINTS:
             self._thin()
 
     def columns(self, offset: int) -> Iterator[Sequence[float]]:
         """The columns of a `GradSeries`, with the occurrences (and times) counted from `offset`."""
-        passes, steps, occurrences, *statistics = self._arrays.values()
+        arrays: Iterable[Sequence[Any]] = self._arrays.values() or [(number,) for number in self._only]
+        passes, steps, occurrences, *statistics = arrays
         counted = [occurrence + offset for occurrence in occurrences] if offset else occurrences
         yield from (passes, [self.loss] * len(passes), steps, counted, counted, *statistics)
 
@@ -429,7 +452,7 @@ def joined(parts: Iterable[tuple[int, GrowingSeries]]) -> GradSeries:
     """
     parts = [(offset, series) for offset, series in parts if series.total]
     if not parts:
-        return GradSeries()
+        return NO_GRADIENTS
     if len(parts) == 1 and parts[0][1].total == 1:
         return _single(*parts[0])  # most rows of a cell without loops: a tenth of the time
     total = 0

@@ -75,15 +75,23 @@ class _Code:
         code: the code object.
         is_module: it is what runs a module.
         is_clip: it clips gradients.
+        may_apply: it may be the innermost that Python has of a custom Function's application.
+        watcher: see `Paths.watched`.
+        is_plain: nothing of all that.
         sites: its sites, by the offset of the instruction.
     """
 
-    __slots__ = ("_by_span", "code", "is_clip", "is_module", "sites")
+    __slots__ = ("_by_span", "code", "is_clip", "is_module", "is_plain", "may_apply", "sites", "watcher")
 
-    def __init__(self, code: CodeType) -> None:
+    def __init__(self, code: CodeType, watcher: Callable[[FrameType], None] | None) -> None:
         self.code = code
         self.is_module = code is MODULE_CALL
         self.is_clip = code in _CLIPPING
+        self.may_apply = (
+            code is _FUNCTION_APPLY if _FUNCTION_APPLY is not None else code in _forwards_of(torch.autograd.Function)
+        )
+        self.watcher = watcher
+        self.is_plain = not (self.is_module or self.is_clip or self.may_apply or watcher is not None)
         self.sites: dict[int, Site] = {}
         self._by_span: dict[Any, Site] = {}
 
@@ -112,13 +120,13 @@ class Paths:
         self._known: dict[_Key, Path] = {}
         self._through: dict[int, tuple[weakref.ref[Any], list[_Key]]] = {}
         """By the ``id`` of each module that ran: what is known through it, which ends with the module."""
-        self._codes: dict[int, tuple[CodeType, _Code]] = {}
-        """By ``id``, with the code, or it could be another's: to hash code takes 1 us, and a way has twenty."""
+        self._codes: dict[int, _Code] = {}
+        """By ``id``: to hash code takes 1 us, and a way has twenty."""
+        self._kept_codes: list[CodeType] = []
+        """Those, or an ``id`` could become another's."""
         self._equal_codes: dict[CodeType, _Code] = {}
         self._interned: dict[tuple[tuple[Site, ...], ModuleMark | None], Path] = {}
         self._applies: dict[int, Path] = {}
-        self._forwards: dict[CodeType, bool] = {}
-        """Whether code is the ``forward`` of a custom Function."""
         self.watched: dict[int, Callable[[FrameType], None]] = {}
         """Who wants to know when code, by its ``id``, runs for the first time on some path; gets its frame."""
 
@@ -129,9 +137,9 @@ class Paths:
         self._through.clear()
         self._interned.clear()
         self._codes.clear()
+        self._kept_codes.clear()
         self._equal_codes.clear()
         self._applies.clear()
-        self._forwards.clear()
         self.watched.clear()
 
     def here(self, depth: int) -> Path:
@@ -145,19 +153,21 @@ class Paths:
         start = frame
         boundary = self._boundary
         steps: list[int] = []
+        running: list[Any] = []
         while frame is not None and frame is not boundary:
             code = frame.f_code
             # A code object is larger than its bytecode, so this sum is unique among code objects that are alive.
             steps.append(id(code) + frame.f_lasti)
             if code is MODULE_CALL:
-                steps.append(id(frame.f_locals["self"]))
+                running.append(frame.f_locals["self"])
+                steps.append(id(running[-1]))
             frame = frame.f_back
         path = self._known.get(tuple(steps))
         if path is None:
-            path = self._recursive(start, tuple(dict.fromkeys(steps)))
+            path = self._recursive(start, tuple(dict.fromkeys(steps)), running)
         return path
 
-    def _recursive(self, start: FrameType | None, key: _Key) -> Path:
+    def _recursive(self, start: FrameType | None, key: _Key, running: list[Any]) -> Path:
         """Recursion is one path, not one per depth: each step counts once. To ask for that first takes 0.3 us."""
         path = self._known.get(key)
         if path is None:
@@ -165,33 +175,36 @@ class Paths:
                 self._known.clear()
                 self._through.clear()
                 self._codes.clear()
-            path = self._known[key] = self._new(start, key)
+                self._kept_codes.clear()
+            path = self._known[key] = self._new(start, key, iter(running))
         return path
 
     def _ends_with(self, module: Any, key: _Key) -> None:
         """What is known by a module's ``id`` is forgotten with the module: the next one may have the same."""
-        if id(module) not in self._through:
-            self._through[id(module)] = weakref.ref(module, partial(self._forget, id(module))), []
-        self._through[id(module)][1].append(key)
+        through = self._through.get(id(module))
+        if through is None:
+            through = self._through[id(module)] = weakref.ref(module, partial(self._forget, id(module))), []
+        through[1].append(key)
 
     def _forget(self, module: int, _: object) -> None:
         for key in self._through.pop(module, (None, ()))[1]:
             self._known.pop(key, None)
 
-    def _new(self, frame: FrameType | None, key: _Key) -> Path:
+    def _new(self, frame: FrameType | None, key: _Key, running: Iterator[Any]) -> Path:
         sites: list[Site] = []
         modules: list[tuple[Any, int]] = []
         function_apply = clip = None
         while frame is not None and frame is not self._boundary:
-            known = self._code(frame.f_code)
-            if known.is_module:
-                modules.append((frame.f_locals["self"], len(sites)))
-            if function_apply is None and self._applies_function(frame):
-                function_apply = len(sites)
-            if known.is_clip:
-                clip = len(sites)
-            if id(known.code) in self.watched:
-                self.watched[id(known.code)](frame)
+            known = self._codes.get(id(frame.f_code)) or self._learn(frame.f_code)
+            if not known.is_plain:
+                if known.is_module:
+                    modules.append((next(running), len(sites)))
+                if function_apply is None and known.may_apply and (_FUNCTION_APPLY is not None or _is_applied(frame)):
+                    function_apply = len(sites)
+                if known.is_clip:
+                    clip = len(sites)
+                if known.watcher is not None:
+                    known.watcher(frame)
             lasti = frame.f_lasti
             sites.append(known.sites.get(lasti) or known.site(lasti))
             frame = frame.f_back
@@ -201,17 +214,9 @@ class Paths:
         path = self._path(found, self._modules.see(modules, found))
         path.function_apply, path.clip = function_apply, clip
         if function_apply is not None:
-            outside = [running for running in modules if running[1] > function_apply]
+            outside = [(module, call) for module, call in modules if call > function_apply]
             path.outer_module = self._modules.see(outside, found)
         return path
-
-    def _applies_function(self, frame: FrameType) -> bool:
-        """Whether a frame is the innermost that Python has of a custom Function's application."""
-        if _FUNCTION_APPLY is not None:
-            return frame.f_code is _FUNCTION_APPLY
-        if frame.f_code not in self._forwards:
-            self._forwards[frame.f_code] = frame.f_code in _forwards_of(torch.autograd.Function)
-        return self._forwards[frame.f_code] and _is_applied(frame)
 
     def _path(self, sites: tuple[Site, ...], module: ModuleMark | None) -> Path:
         """The one path through these sites, in this module."""
@@ -226,12 +231,14 @@ class Paths:
     def _line(self, site: Site) -> tuple[CodeType, int | None]:
         return site.code, site.span[0]
 
-    def _code(self, code: CodeType) -> _Code:
+    def _learn(self, code: CodeType) -> _Code:
         """What is known of code; equal code, as of a cell that is compiled anew each round of a loop, is the same."""
-        known = self._codes.get(id(code))
+        self._kept_codes.append(code)
+        known = self._equal_codes.get(code)
         if known is None:
-            known = self._codes[id(code)] = code, self._equal_codes.setdefault(code, _Code(code))
-        return known[1]
+            known = self._equal_codes[code] = _Code(code, self.watched.get(id(code)))
+        self._codes[id(code)] = known
+        return known
 
     def outside_function(self, path: Path) -> Path:
         """Remember where a custom Function was applied: its node has the sequence number before ours."""

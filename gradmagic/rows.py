@@ -6,14 +6,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .answers import KeptAnswer
 from .backward import Ledger
-from .curves import Curve, GrowingSeries, joined
+from .curves import NO_CURVE, Curve, GrowingSeries, joined
 from .dataflow import DataFlow
 from .diagnosis.facts import Activity, LossFacts, RowFacts, RunFacts
 from .diagnosis.flow import upstream_of
@@ -95,7 +94,8 @@ class Assembler:
     def _facts(self, ending: Ending) -> RunFacts:
         observer = self._observer
         weights = self._weights()
-        rows = tuple(self._fact(draft, weights.get(index)) for index, draft in enumerate(self._drafts))
+        drafts = enumerate(self._drafts)
+        rows = tuple([self._with_account(self._fact(draft, weights.get(row)), draft.last) for row, draft in drafts])
         rows = self._with_frames(self._with_values(rows))
         labels = [row.label for row in rows]
         passes = observer.passes(labels)
@@ -177,31 +177,32 @@ class Assembler:
             forward=last.forward.result() if last.forward is not None else None,
             activity=_activity(last),
             given=last.given,
-            **self._account(last),
+            read=last.read,
         )
 
-    def _account(self, last: Place) -> dict[str, Any]:
+    def _with_account(self, row: RowFacts, last: Place) -> RowFacts:
         """What the passes and the updates have made of a leaf's ``.grad``."""
         account = self._ledger.book.accounts.get(last.index)
-        if account is None:
-            return {"read": last.read}
+        if account is None or account.is_uneventful:
+            return row
         grown, mixed, thrown = account.grown, account.mixed, account.thrown_away
         where = self._naming.place_location
-        return {
-            "held": account.held.result().norm if account.held is not None else None,
-            "holds": _norm_of_grad(last) if account.held is not None else None,
-            "stepped_on_old": where(grown.path) if grown is not None else None,
-            "added_by": grown.loss if grown is not None else None,
-            "passes_added": grown.passes if grown is not None else 0,
-            "mixed": where(mixed.path) if mixed is not None else None,
-            "mixed_losses": (mixed.foreign, mixed.own) if mixed is not None else (0, 0),
-            "strays": frozenset(account.strays),
-            "own": frozenset(account.own),
-            "thrown": account.thrown,
-            "thrown_at": where(thrown[0]) if thrown is not None else None,
-            "updates": account.updates,
-            "read": last.read or account.is_read,
-        }
+        return replace(
+            row,
+            held=account.held.result().norm if account.held is not None else None,
+            holds=_norm_of_grad(last) if account.held is not None else None,
+            stepped_on_old=where(grown.path) if grown is not None else None,
+            added_by=grown.loss if grown is not None else None,
+            passes_added=grown.passes if grown is not None else 0,
+            mixed=where(mixed.path) if mixed is not None else None,
+            mixed_losses=(mixed.foreign, mixed.own) if mixed is not None else (0, 0),
+            strays=frozenset(account.strays),
+            own=frozenset(account.own),
+            thrown=account.thrown,
+            thrown_at=where(thrown[0]) if thrown is not None else None,
+            updates=account.updates,
+            read=last.read or account.is_read,
+        )
 
     def _with_frames(self, rows: tuple[RowFacts, ...]) -> tuple[RowFacts, ...]:
         """Where gradients stray to other weights, it is told at which line their way meets that of the others."""
@@ -285,7 +286,7 @@ class Assembler:
 
     def _updates(self, draft: Draft) -> Curve:
         found = (self._watch.updates.get(place.index) for place in draft.places)
-        return next((curve.frozen() for curve in found if curve is not None), Curve())
+        return next((curve.frozen() for curve in found if curve is not None), NO_CURVE)
 
     @staticmethod
     def _pass(done: Pass, facts: RunFacts) -> BackwardPass:

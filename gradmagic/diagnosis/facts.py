@@ -28,7 +28,7 @@ class Activity:
     share: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # frozen, its 57 fields would take three times as long to set
 class RowFacts:
     """One row, as the diagnosis sees it.
 
