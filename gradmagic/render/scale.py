@@ -38,14 +38,21 @@ def drawable(norm: float) -> bool:
     return math.isfinite(norm) and norm > 0
 
 
-def sparkline(norms: Sequence[float], positions: Sequence[int], width: int, levels: int) -> tuple[int | None, ...]:
+def sparkline(
+    norms: Sequence[float],
+    positions: Sequence[int],
+    width: int,
+    levels: int,
+    ends: tuple[float, float] | None = None,
+) -> tuple[int | None, ...]:
     """Heights 0 to ``levels - 1`` of the norms, at most `width` of them; None marks a NaN or inf.
 
     The scale is logarithmic where they span a factor of ten or more, else it begins at zero. Where several norms share
-    a place, the largest is drawn, and one that is not finite wins over all. `positions` are ascending.
+    a place, the largest is drawn, and one that is not finite wins over all. `positions` are ascending, `ends` are the
+    smallest and the largest finite norm, for one who knows them: looking for them takes a third of the time.
     """
     listed = list(norms)  # an array makes each number anew whenever it is looked at
-    low, high = _ends(listed)
+    low, high = ends if ends is not None and ends[0] > 0 else _ends(listed)
     scale = LogScale(math.log10(low), math.log10(high))
     share = scale.share if scale.high - scale.low >= DECADES else lambda norm: norm / high
     return tuple(_level(_top(group), share, levels) for group in _groups(listed, positions, width))

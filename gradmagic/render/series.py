@@ -55,7 +55,8 @@ def _spark(index: str, curve: Curve, label: str, more: str) -> Spark | None:
     )
     if len({_short(point.value) for point in (first, last, low, high) if point is not None}) == 1:
         return Spark((), title, label, f"always {_short(first.value)}{more}")
-    levels = sparkline(curve.values, curve.steps, WIDTH, LEVELS)
+    ends = (low.value, high.value) if low is not None and high is not None else None
+    levels = sparkline(curve.values, curve.steps, WIDTH, LEVELS, ends)
     return Spark(levels, title, label, _words(first, last, low, high) + more)
 
 
