@@ -30,6 +30,8 @@ class Draft:
     name: str | None
     aliases: tuple[str, ...]
     origin: Origin | None
+    expression: str | None = None
+    """Once it was asked for."""
     first: Place = field(init=False)
     """The place that was made first."""
     last: Place = field(init=False)
@@ -294,6 +296,11 @@ class Naming:
 
     def expression(self, draft: Draft) -> str:
         """The source that made the row."""
+        if draft.expression is None:
+            draft.expression = self._expression(draft)
+        return draft.expression
+
+    def _expression(self, draft: Draft) -> str:
         if draft.origin is not None:
             return draft.origin.expression
         if draft.first.adopted is not None:

@@ -212,9 +212,10 @@ class Assembler:
         return tuple(replace(row, frames=self._naming.frames(draft.first.path)) for row, draft in drafts)
 
     def _parents(self, draft: Draft) -> tuple[int, ...]:
-        parents = {self._row_of.get(parent) for place in draft.places for parent in place.parents}
-        own = {self._row_of[place.index] for place in draft.places}
-        return tuple(sorted(parent for parent in parents if parent is not None and parent not in own))
+        row_of, own = self._row_of, self._row_of[draft.first.index]
+        parents = {row_of.get(parent, own) for place in draft.places for parent in place.parents}
+        parents.discard(own)
+        return tuple(sorted(parents))
 
     def _cleared(self, last: Place) -> Location | None:
         if last.cleared is None or not last.received or last.cleared[0] < last.received:
@@ -394,6 +395,9 @@ def _only_returned(draft: Draft, losses: Sequence[Loss]) -> bool:
 
 def _last_gradient(places: Sequence[Place]) -> GradStats | None:
     """Statistics of the last gradient of the last occurrence over all places."""
+    if len(places) == 1:
+        last = places[0].gradients.last
+        return last[2].result() if last is not None else None
     found = []
     for offset, place in _counted_on(places):
         if place.gradients.last is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import textwrap
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -70,9 +71,12 @@ class SourceTree:
         return found
 
     def _index(self) -> None:
-        for parent in ast.walk(self.tree):
-            for child in ast.iter_child_nodes(parent):
-                self.parents[child] = parent
+        pending: deque[ast.AST] = deque([self.tree])
+        while pending:  # as `ast.walk`, which would ask for the children once more: half of the time
+            parent = pending.popleft()
+            children = list(ast.iter_child_nodes(parent))
+            pending.extend(children)
+            self.parents.update(dict.fromkeys(children, parent))
             if isinstance(parent, (ast.expr, ast.AugAssign, ast.For)):
                 span = (parent.lineno, parent.col_offset, parent.end_lineno or 0, parent.end_col_offset or 0)
                 self._spans[span] = parent
