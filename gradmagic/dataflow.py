@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
+from .sites import Site
 from .source_tree import FUNCTIONS, SourceTree, walk_scope
-from .sources import Site, Sources
+from .sources import Sources
 
 Range = tuple[str, int, int, int, int]
 """File, first line, first column, last line, last column of a piece of source."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .sources import Site, Sources
+from .sites import Site
+from .sources import Sources
 
 
 @dataclass(frozen=True, slots=True)

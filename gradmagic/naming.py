@@ -13,7 +13,8 @@ from .namespace import Namespace
 from .places import Path, Place
 from .recorder import Recorder
 from .records import Kind, Location
-from .sources import BoundName, Origin, Site, Sources
+from .sites import Site
+from .sources import BoundName, Origin, Sources
 
 _HANDLER = "handle_torch_function"
 """Where a function of PyTorch that is written in Python hands its call over to a mode: the caller's own call."""

@@ -38,7 +38,8 @@ from .places import FailedCall, Path, Place
 from .raised import told
 from .recorder import Recorder
 from .records import Location
-from .sources import Site, Sources
+from .sites import Site
+from .sources import Sources
 from .stored import values_of
 
 _SMALLEST_SCALE = 16.0

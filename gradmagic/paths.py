@@ -18,7 +18,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_, clip_grad_value_
 from .calls import CALL_NAME, caller_outside
 from .modules import ModuleMark, ModuleRegistry
 from .places import Path
-from .sources import Site
+from .sites import Site
 
 MODULE_CALL: CodeType = torch.nn.Module._call_impl.__code__
 _FUNCTION_APPLY: CodeType | None = getattr(

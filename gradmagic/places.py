@@ -19,7 +19,7 @@ from .answers import KeptAnswer
 from .bindings import Position
 from .curves import GrowingSeries
 from .modules import ModuleMark
-from .sources import Site
+from .sites import Site
 from .statistics import Backlog, Pending, PendingActivity
 from .stored import plain_sizes, shape_of
 

@@ -21,6 +21,7 @@ LAYERS = (
     {
         "statistics",
         "answers",
+        "sites",
         "sources",
         "modules",
         "namespace",
@@ -202,7 +203,7 @@ def test_only_cell_and_magic_know_the_shell() -> None:
 
 def test_source_code_is_read_without_torch() -> None:
     """Sources turn code positions into names: strings and syntax trees only."""
-    for module in ("sources", "bindings", "handing", "source_tree", "namespace"):
+    for module in ("sources", "sites", "bindings", "handing", "source_tree", "namespace"):
         if module in MODULES:
             assert "torch" not in foreign_imports(module), module
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gradmagic.bindings import Position
-from gradmagic.sources import CellSource, Site, Sources
+from gradmagic.sites import Site
+from gradmagic.sources import CellSource, Sources
 
 FILE = "<traced cell>"
 
