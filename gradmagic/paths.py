@@ -73,25 +73,23 @@ class _Code:
 
     Attributes:
         code: the code object.
-        is_module: it is what runs a module.
         is_clip: it clips gradients.
         may_apply: it may be the innermost that Python has of a custom Function's application.
         watcher: see `Paths.watched`.
-        is_plain: nothing of all that.
+        is_plain: nothing of all that, nor what runs a module.
         sites: its sites, by the offset of the instruction.
     """
 
-    __slots__ = ("_by_span", "code", "is_clip", "is_module", "is_plain", "may_apply", "sites", "watcher")
+    __slots__ = ("_by_span", "code", "is_clip", "is_plain", "may_apply", "sites", "watcher")
 
     def __init__(self, code: CodeType, watcher: Callable[[FrameType], None] | None) -> None:
         self.code = code
-        self.is_module = code is MODULE_CALL
         self.is_clip = code in _CLIPPING
         self.may_apply = (
             code is _FUNCTION_APPLY if _FUNCTION_APPLY is not None else code in _forwards_of(torch.autograd.Function)
         )
         self.watcher = watcher
-        self.is_plain = not (self.is_module or self.is_clip or self.may_apply or watcher is not None)
+        self.is_plain = not (code is MODULE_CALL or self.is_clip or self.may_apply or watcher is not None)
         self.sites: dict[int, Site] = {}
         self._by_span: dict[Any, Site] = {}
 
@@ -197,7 +195,7 @@ class Paths:
         while frame is not None and frame is not self._boundary:
             known = self._codes.get(id(frame.f_code)) or self._learn(frame.f_code)
             if not known.is_plain:
-                if known.is_module:
+                if frame.f_code is MODULE_CALL:  # as in `of`: of code that is only equal, it gave no module
                     modules.append((next(running), len(sites)))
                 if function_apply is None and known.may_apply and (_FUNCTION_APPLY is not None or _is_applied(frame)):
                     function_apply = len(sites)
