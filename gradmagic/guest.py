@@ -7,14 +7,19 @@ an optimizer. A ``.grad`` that the person has since set, zeroed or changed is th
 
 from __future__ import annotations
 
+import sys
 import weakref
+from types import FrameType
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 from torch.utils.weak import TensorWeakRef
 
 from .numbering import numbered_apart
 from .places import version_of
+
+_OPTIMIZER = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 
 
 class GuestGradient:
@@ -120,6 +125,12 @@ class _BeforeStep:
             self._take_out()
 
     def _take_out(self) -> None:
+        # Python's collector may end the party at any moment, also while PyTorch walks through the dict: then the next
+        # step takes the hook out.
+        if not _is_stepping():
+            self._delete()
+
+    def _delete(self) -> None:
         for key in [key for key, hook in _global_optimizer_pre_hooks.items() if hook is self]:
             del _global_optimizer_pre_hooks[key]
 
@@ -128,8 +139,19 @@ class _BeforeStep:
         if next(reversed(_global_optimizer_pre_hooks.values()), None) is not self:
             return
         for hook in [hook for hook in _global_optimizer_pre_hooks.values() if isinstance(hook, _BeforeStep)]:
-            hook._take_out()
+            hook._delete()
             hook._held = None
+
+
+def _is_stepping() -> bool:
+    """Whether an optimizer of any thread is in its step."""
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == _OPTIMIZER:
+                return True
+            frame = frame.f_back
+    return False
 
 
 def guest_of(tensor: Tensor) -> GuestGradient | None:

@@ -278,3 +278,30 @@ def test_a_gradient_that_could_not_be_put_back_is_not_set_aside(kind: str) -> No
     assert leaf.grad is gradient
     assert run.report is not None
     assert [finding.kind for finding in run.report.findings] == ["backward_failed"]
+
+
+def test_an_optimizer_steps_although_the_collector_ends_a_guest_in_the_midst_of_its_hooks() -> None:
+    """PyTorch walks through a dict of hooks then, from which nothing may be taken; the next step takes ours out."""
+
+    def leave_a_guest() -> None:
+        lost: list[Any] = [torch.ones(2, requires_grad=True)]
+        lost.append(lost)
+        with trace():
+            lost.append((lost[0] * 2).sum())
+
+    before = len(_global_optimizer_pre_hooks)
+    collects = register_optimizer_step_pre_hook(lambda *_: gc.collect() and None)
+    w = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    w.grad = torch.ones(2)
+    gc.disable()
+    try:
+        leave_a_guest()
+        assert len(_global_optimizer_pre_hooks) == before + 2
+        optimizer.step()
+    finally:
+        gc.enable()
+        collects.remove()
+    assert w.tolist() == [0.5, 0.5]
+    optimizer.step()
+    assert len(_global_optimizer_pre_hooks) == before
