@@ -145,12 +145,18 @@ class _BeforeStep:
 
 def _is_stepping() -> bool:
     """Whether an optimizer of any thread is in its step."""
-    for top in sys._current_frames().values():
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == _OPTIMIZER:
-                return True
-            frame = frame.f_back
+    frames = list(sys._current_frames().values())
+    try:
+        return any(map(_leads_to_step, frames))
+    finally:
+        frames.clear()  # a frame that holds itself lives on, and with it the gradients that it was given
+
+
+def _leads_to_step(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == _OPTIMIZER:
+            return True
+        frame = frame.f_back
     return False
 
 
