@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .births import BirthWatch, Owner
 from .calls import without_our_lines
-from .entries import INDEX, OCCURRENCE, mark_of, owner_of
+from .entries import INDEX, mark_of, owner_of
 from .gathering import SMALL, Gathering
 from .keeping import keep, kept_by
 from .numbering import numbered_apart
@@ -74,17 +74,11 @@ class _Hooks:
 
     def share(self, node: Any, outputs: int) -> None:
         """Listen to these outputs of a node that dies with its graph."""
-        if outputs == 1 and self._shared:
-            node._register_hook_dict(self._shared[0][1])
-            return
-        output = 0
-        while outputs:
-            if outputs & 1:
-                while len(self._shared) <= output:
-                    self._shared.append(self._stand_in(len(self._shared)))
+        for output in range(len(self._shared), outputs.bit_length()):
+            self._shared.append(self._stand_in(output))
+        for output in range(outputs.bit_length()):
+            if outputs >> output & 1:
                 node._register_hook_dict(self._shared[output][1])
-            outputs >>= 1
-            output += 1
 
     def set(self, register: Callable[[Any], Any], hook: Any) -> None:
         """Set a hook; until its handle is noted, it is known where it may be."""
@@ -178,7 +172,7 @@ class Listener:
         self.nodes.seen = len(steps)
         theirs = False
         for key, step in steps.items():
-            kind = self._kinds.get(type(step.node)) or self._kind(step.node)
+            kind = self._kind(step.node)
             step.name = kind.name
             if not self._listen_as_usual(step, kind):
                 self._listen(step, kind, leaves)
@@ -250,7 +244,7 @@ class Listener:
             return False
         index = mark & INDEX
         self.nodes.named += 1
-        step.mark, step.is_usual = mark, True
+        step.mark = mark
         consumer = self.steps[step.consumer].mark if step.consumer is not None else None
         if consumer is not None:
             self._recorder.places[consumer & INDEX].parents.add(index)
@@ -336,11 +330,7 @@ class Listener:
         """A gradient arrived at an output of a node, whose ``id`` is `key`."""
         self.now_at = key
         try:
-            mark = step.mark
-            if step.is_usual and not output and mark is not None:  # the rest, spelled out: two calls less
-                index, occurrence = mark & INDEX, mark >> OCCURRENCE
-                to = self._of_place(index)
-            elif (owner := step.of_output(output)) is not None:
+            if (owner := step.of_output(output)) is not None:
                 index, occurrence = owner
                 to = self._of_place(index)
             elif step.owner is not None:

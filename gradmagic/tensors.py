@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .bindings import Position
-from .entries import DEEPEST, OCCURRENCE, Entries, owner_of, tells_its_history
+from .entries import DEEPEST, Entries, mark_of, owner_of, tells_its_history
 from .modules import ModuleRegistry
 from .operations import inside_transform
 from .paths import Paths
@@ -397,7 +397,7 @@ class Tensors(Entries):
         Where that is one tensor, as nearly always, with a number: a dictionary and a tuple take 300 bytes a node more.
         """
         place.grad_fn_found = node.name()
-        mark = occurrence << OCCURRENCE | place.index
+        mark = mark_of((place.index, occurrence))
         output = tensor.output_nr
         if output or node.metadata.setdefault(self.mark, mark) is not mark:
             node.metadata[self.mark] = {**(self.marks(node) or {}), output: (place.index, occurrence)}
@@ -411,7 +411,7 @@ class Tensors(Entries):
         place.grad_fn_found = node.name()
         metadata = node._input_metadata[0]
         place.shape_found, place.dtype_found = plain_sizes(metadata.shape), metadata.dtype
-        node.metadata[self.mark] = place.count - 1 << OCCURRENCE | place.index
+        node.metadata[self.mark] = mark_of((place.index, place.count - 1))
         if place.count == 1:
             self._stand_in_order(place, node)
         return place

@@ -30,7 +30,6 @@ class Step:
         outputs: a bit for each of its outputs that is used.
         name: see `Kind`.
         mark: of what it belongs to, which also owns the unseen nodes behind it; see `Tensors.marks`.
-        is_usual: it is one of PyTorch's own with one output, which Python got.
         others: for one that Python got several outputs of, or another than the first: whose each is.
         inner: which inner step it is, if not.
         layout: for that of a leaf, the memory layout in which its gradient is stored.
@@ -42,7 +41,6 @@ class Step:
         "_others",
         "consumer",
         "inner",
-        "is_usual",
         "kept",
         "layout",
         "mark",
@@ -63,7 +61,6 @@ class Step:
         # As one number: a dictionary and two tuples a node would be three objects more for Python's collector.
         self.mark: int | None = None
         self.others: dict[int, Owner] | None = None
-        self.is_usual = False
         self.inner: InnerNode | None = None
         self.layout: tuple[int, ...] | None = None
         self.kept: Kept | None = None
