@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-import keyword
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePath
 from threading import get_ident
 from traceback import extract_tb
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
@@ -26,45 +22,12 @@ from IPython.display import display
 
 from .awaiting import AwaitTransformer
 from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
+from .options import Options, options_from, report_options, require_code, split
 from .raised import told_briefly
 
 if TYPE_CHECKING:
     from .report import Report
     from .tracing import trace
-
-_WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
-_OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
-_ALIASES = ("-b/--backward", "-o/--output", "-q/--quiet", "-a/--all", "-z/--zero-grad")
-_TAKES_VALUE = re.compile(r"-[qaz]*[bo]|--(backward|output|sort|rows|filter)")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the person asked for on the magic line.
-
-    Attributes:
-        backward: ``auto``, ``none`` or an expression.
-        output: name to bind the report to, or None.
-        quiet: display nothing.
-        zero_grad: clear ``.grad`` of the leaves first.
-        values: take statistics of every tensor's own values too.
-        all: show also constants and every unnamed row.
-        sort: order of the rows, or None for the default.
-        rows: most rows to show, or None for no limit.
-        filter: what a row's name, op or module must hold, or None.
-        live: show the report while the cell runs.
-    """
-
-    backward: str = "auto"
-    output: str | None = None
-    quiet: bool = False
-    zero_grad: bool = False
-    values: bool = False
-    all: bool = False
-    sort: Literal["line", "norm", "name"] | None = None
-    rows: int | None = None
-    filter: str | None = None
-    live: bool = False
 
 
 @magics_class
@@ -119,9 +82,9 @@ class GradtraceMagics(Magics):
             %gradtrace -o report loss = (x * w).pow(2).sum()
         """
         __tracebackhide__ = True
-        words, rest = _split(line)
-        options = _options(self.gradtrace.parser, words)
-        _require_code(rest, cell)
+        words, rest = split(line)
+        options = options_from(self.gradtrace.parser, words)
+        require_code(rest, cell)
         shell = self.shell
         try:
             heading = f"%%gradtrace {line}".strip()
@@ -237,7 +200,7 @@ class _Screen:
 
     def show(self, report: Report) -> None:
         """Show what was recorded so far, where a place can be drawn over: in a notebook, or in a terminal."""
-        report = report.with_options(_report_options(self._options))
+        report = report.with_options(report_options(self._options))
         if self._in_notebook:
             self._put(report)
         elif sys.stdout.isatty() or self._terminal is not None:
@@ -268,94 +231,6 @@ class _Screen:
             display(bundle, raw=True)
 
 
-def _split(line: str) -> tuple[list[str], str]:
-    """The options as words, and what comes after them, verbatim. Quotes may stand anywhere in a word."""
-    words: list[str] = []
-    position, value_is_due = 0, False
-    while word := _WORD.match(line, position):
-        text = word.group(1)
-        if text == "--" and not value_is_due:
-            position = word.end()
-            break
-        if not value_is_due and not _OPTION.fullmatch(text):
-            break
-        words.append(text)
-        value_is_due = not value_is_due and _TAKES_VALUE.fullmatch(text) is not None
-        position = word.end()
-    rest = line[position:].strip()
-    return words, "" if rest.startswith("#") else rest
-
-
-def _options(parser: Any, words: list[str]) -> Options:
-    # A value that starts with a dash (-b "-loss") would pass for an option unless it hangs on its own.
-    attached = _with_values_attached(words)
-    _check_repeated(attached)  # a short option's value hangs on without a sign between
-    parser.allow_abbrev = False  # `--back loss` would leave its value behind
-    arguments = vars(parser.parse_args(attached))
-    arguments.pop("statement")
-    options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
-    _check_backward(options.backward)
-    if options.output is not None and (not options.output.isidentifier() or keyword.iskeyword(options.output)):
-        raise UsageError(f"-o/--output: {options.output!r} is no name a variable can have")
-    if options.rows is not None and options.rows < 1:
-        raise UsageError(f"--rows must be at least 1, not {options.rows}")
-    _check_quiet(options)
-    return options
-
-
-def _with_values_attached(words: list[str]) -> list[str]:
-    attached: list[str] = []
-    for word in words:
-        if attached and _TAKES_VALUE.fullmatch(attached[-1]):
-            attached[-1] += f"={word}" if attached[-1].startswith("--") else word
-        else:
-            attached.append(word)
-    return attached
-
-
-def _check_repeated(words: list[str]) -> None:
-    names = [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words]
-    names = [next((both for both in _ALIASES if name in both.split("/")), name) for name in names]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"{name} is given more than once")
-
-
-def _unquoted(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
-
-
-def _check_backward(expression: str) -> None:
-    try:
-        compile(expression.strip(), "<--backward>", "eval")
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"-b/--backward: {expression!r} is not an expression ({error})") from None
-
-
-def _check_quiet(options: Options) -> None:
-    given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
-    given["--live"] = options.live
-    shown = [name for name, value in given.items() if value]
-    if options.quiet and shown:
-        raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
-
-
-def _require_code(rest: str, cell: str | None) -> None:
-    if cell is None and not rest:
-        raise UsageError(
-            "%gradtrace needs a statement on its line; to trace a whole cell, write %%gradtrace on top of it"
-        )
-    if cell is not None and rest:
-        raise UsageError(
-            f"%%gradtrace: {rest!r} is no option. The code stands below the magic line; "
-            'a value with spaces needs quotes, as in -b "a + b"'
-        )
-    if cell is not None and not cell.strip():
-        raise UsageError("%%gradtrace: the cell is empty; its code stands below the magic line")
-
-
 def _deliver(shell: InteractiveShell, run: trace, options: Options, screen: _Screen) -> None:
     """Binds and displays the report. Never raises: the cell's own result or exception is on its way."""
     try:
@@ -363,7 +238,7 @@ def _deliver(shell: InteractiveShell, run: trace, options: Options, screen: _Scr
         report = run.report
         if report is None:
             raise run.fault or RuntimeError("there is none")
-        report = report.with_options(_report_options(options))
+        report = report.with_options(report_options(options))
         if options.output is not None:
             shell.push({options.output: report})
         if not options.quiet:
@@ -382,12 +257,6 @@ def _apology(error: Exception, output: str | None, *, made: bool) -> str:
         f"({told_briefly(error)}{where}). The cell itself ran as always."
         + (f" For the details: {again}" if made else "")
     )
-
-
-def _report_options(options: Options) -> Any:
-    from .report import ReportOptions  # not needed for loading the extension
-
-    return ReportOptions(all=options.all, sort=options.sort or "line", rows=options.rows, filter=options.filter)
 
 
 def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
@@ -424,7 +293,7 @@ def register(shell: InteractiveShell) -> None:
     def is_there() -> bool:
         return getattr(shell.find_cell_magic("gradtrace"), "__self__", None) is ours
 
-    transformer = AwaitTransformer(shell, "gradtrace", is_there, lambda line: _split(line)[1])
+    transformer = AwaitTransformer(shell, "gradtrace", is_there, lambda line: split(line)[1])
     shell.input_transformers_post.append(transformer)
 
 

@@ -43,7 +43,7 @@ def report(shell: Session, name: str = "report") -> Report:
 
 def masked(ran: Ran) -> tuple[str, str, str]:
     """Output, value and error, without times and addresses."""
-    text = re.sub(r"[\d.]+ (ns|[µu]s|ms|s)\b|0x[0-9a-f]+", "#", ran.stdout)
+    text = re.sub(r"[\d.]+(e\+\d+)? (ns|[µu]s|ms|s)\b|0x[0-9a-f]+", "#", ran.stdout)
     return re.sub(r"in \d+|(?<=seconds)\n.*", "", text), ran.result, ran.error.partition(" (")[0]
 
 
