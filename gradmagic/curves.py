@@ -241,7 +241,8 @@ _COLUMNS = {
     "nan_count": "q",
 }
 """What a growing series has arrays of, with their type codes."""
-_ARRAYS = tuple(each.name for each in fields(GradSeries) if each.name != "total")
+_ARRAYS = {each.name: getattr(NO_GRADIENTS, each.name).typecode for each in fields(GradSeries) if each.name != "total"}
+"""The arrays of a `GradSeries`, likewise."""
 
 
 def _factor(first: float, last: float, between: int) -> float | None:
@@ -439,10 +440,9 @@ class GrowingSeries:
 
 
 def _single(offset: int, series: GrowingSeries) -> GradSeries:
-    found = GradSeries(total=series.total)
-    for name, column in zip(_ARRAYS, series.columns(offset), strict=True):
-        getattr(found, name).extend(column)
-    return found
+    columns = zip(_ARRAYS.items(), series.columns(offset), strict=True)
+    arrays: dict[str, Any] = {name: array(kind, column) for (name, kind), column in columns}
+    return GradSeries(**arrays, total=series.total)
 
 
 def joined(parts: Iterable[tuple[int, GrowingSeries]]) -> GradSeries:

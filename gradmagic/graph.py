@@ -394,7 +394,9 @@ def _address(gradient: Tensor, layout: tuple[int, ...] | None) -> tuple[int, int
         return None
     if not is_plain(gradient) or torch._C._functorch.is_functorch_wrapped_tensor(gradient):
         return None
-    if not is_dense(gradient.shape, gradient.stride()) or (layout is not None and gradient.stride() != layout):
+    if not (gradient.is_contiguous() or is_dense(gradient.shape, gradient.stride())):
+        return None
+    if layout is not None and gradient.stride() != layout:
         return None
     return gradient.data_ptr(), gradient._version
 

@@ -229,11 +229,12 @@ def test_gradients_that_are_reduced_together_have_the_numbers_of_each_alone(nume
         assert repr(to.last[2].result()) == repr(measure(gradient).result())
 
 
-@pytest.mark.parametrize("numel", [1025, 2039, 2040, 2041, 8191, 8193, 100_003])
+@pytest.mark.parametrize("numel", [1025, 2039, 2040, 2041, 8193, 131_072, 131_073, 132_095, 132_096, 200_003])
 def test_zeros_are_counted_exactly_however_many_there_are(numel: int) -> None:
     """Truth values are added up eight at once: the rest, and rows of any length, count too."""
     gradient = torch.randn(numel).relu()
     gradient[-1], gradient[0] = 0, math.nan
     assert measure(gradient).result().zero_fraction == 1 - int(torch.count_nonzero(gradient)) / numel
+    assert measure(torch.ones(numel)).result().zero_fraction == 0, "a byte has overflown"
     transposed = torch.randn(3, numel).relu().t()
     assert measure(transposed).result().zero_fraction == 1 - int(torch.count_nonzero(transposed)) / (3 * numel)
