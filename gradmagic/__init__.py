@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
     from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
     from .report import Report, ReportOptions
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackwardPass",
+    "Comparison",
     "Curve",
     "CurvePoint",
     "Finding",
+    "GradChange",
     "GradPoint",
     "GradSeries",
     "GradStats",
@@ -30,6 +33,7 @@ __all__ = [
     "PassSummary",
     "Report",
     "ReportOptions",
+    "RootChange",
     "TensorRow",
     "__version__",
     "load_ipython_extension",
@@ -43,6 +47,7 @@ _HOMES = MappingProxyType(
         ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "TensorRow"),
         "records",
     )
+    | dict.fromkeys(("Comparison", "GradChange", "RootChange"), "comparison")
     | dict.fromkeys(("Curve", "CurvePoint", "GradPoint", "GradSeries", "PassSummary"), "curves")
 )
 """Where each public name lives. They are imported on first use, so that loading the extension stays light."""

@@ -113,6 +113,13 @@ def execution_count(shell: InteractiveShell, file: str) -> int | None:
     return int(found.group()) if found is not None else None
 
 
+def cell_id(shell: InteractiveShell) -> str | None:
+    """The front end's own id of the running cell (JEP 62), which it keeps when it is edited; None in a terminal."""
+    message: Any = getattr(shell, "get_parent", dict)()
+    found = message.get("metadata", {}).get("cellId")
+    return found if isinstance(found, str) else None
+
+
 def earlier_cells(shell: InteractiveShell) -> list[EarlierCell]:
     """The cells that ran before the running one, the oldest first, as Python: a magic on top is a comment."""
     history = shell.history_manager

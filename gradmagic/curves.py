@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import compress, pairwise
 from operator import ne
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 POINTS = 2_000
@@ -241,7 +242,9 @@ _COLUMNS = {
     "nan_count": "q",
 }
 """What a growing series has arrays of, with their type codes."""
-_ARRAYS = {each.name: getattr(NO_GRADIENTS, each.name).typecode for each in fields(GradSeries) if each.name != "total"}
+_ARRAYS = MappingProxyType(
+    {each.name: getattr(NO_GRADIENTS, each.name).typecode for each in fields(GradSeries) if each.name != "total"}
+)
 """The arrays of a `GradSeries`, likewise."""
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePath
 from threading import get_ident
 from traceback import extract_tb
@@ -21,11 +22,13 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from .awaiting import AwaitTransformer
-from .cell import Cell, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
+from .cell import Cell, cell_id, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
 from .options import Options, options_from, report_options, require_code, split
+from .previous import PreviousReports
 from .raised import told_briefly
 
 if TYPE_CHECKING:
+    from .comparison import Comparison
     from .report import Report
     from .tracing import trace
 
@@ -35,6 +38,11 @@ class GradtraceMagics(Magics):
     """The magics of gradmagic."""
 
     shell: InteractiveShell
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        """Bind to a shell."""
+        super().__init__(shell)
+        self.previous = PreviousReports()
 
     @magic_arguments()
     @argument(
@@ -66,6 +74,7 @@ class GradtraceMagics(Magics):
         action="store_true",
         help="show the report while the cell runs, refreshed in place after a backward, at most twice a second",
     )
+    @argument("--diff", action="store_true", help="show what changed since the last traced run of this cell")
     @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")
     @no_var_expand
     @line_cell_magic
@@ -89,50 +98,67 @@ class GradtraceMagics(Magics):
         try:
             heading = f"%%gradtrace {line}".strip()
             code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
-            return _run_awaiting(shell, code, options) if require_awaited(shell, code) else _run(shell, code, options)
+            job = _Job(shell, code, options, self.previous, rest if cell is None else cell)
+            return _run_awaiting(job) if require_awaited(shell, code) else _run(job)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
             raise
 
 
-def _run(shell: InteractiveShell, code: Cell, options: Options) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A cell to be traced: compiled, and as the person wrote it below the magic line."""
+
+    shell: InteractiveShell
+    code: Cell
+    options: Options
+    previous: PreviousReports
+    text: str
+
+
+def _run(job: _Job) -> Any:
     """Traces the cell; what it raises leaves here after the report is shown."""
-    run, screen = _prepared(shell, code, options)
+    run, screen = _prepared(job)
+    finished = False
     try:
         with run:
-            value = code.run()
+            value = job.code.run()
             run.offer(value)
+        finished = True
     finally:
         run.close()  # has nothing to do, unless an interrupt came before the first line of the trace's own exit
-        _deliver(shell, run, options, screen)
-    return value if code.shown else None
+        _deliver(job, run, screen, finished)
+    return value if job.code.shown else None
 
 
-async def _run_awaiting(shell: InteractiveShell, code: Cell, options: Options) -> Any:
+async def _run_awaiting(job: _Job) -> Any:
     """Does what the magic does, for a cell that awaits."""
     __tracebackhide__ = True
-    run, screen = _prepared(shell, code, options)
-    left_behind = _LeftBehind(shell, run, lambda: _deliver(shell, run, options, screen))
+    run, screen = _prepared(job)
+    finished = False
+    left_behind = _LeftBehind(job.shell, run, lambda: _deliver(job, run, screen, finished))
     try:
         try:
             with left_behind, run:
-                value = await code.run_awaiting()
+                value = await job.code.run_awaiting()
                 run.offer(value)
+            finished = True
         finally:
             run.close()  # as above
             left_behind.deliver()
     except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
-        pass_on(shell, error)
+        pass_on(job.shell, error)
         raise
-    return value if code.shown else None
+    return value if job.code.shown else None
 
 
-def _prepared(shell: InteractiveShell, code: Cell, options: Options) -> tuple[trace, _Screen]:
+def _prepared(job: _Job) -> tuple[trace, _Screen]:
     # The engine brings PyTorch along: loading the extension stays light without it.
     from .sources import CellSource
     from .tracing import trace
 
-    source = CellSource(code.file, lambda file: execution_count(shell, file), lambda: earlier_cells(shell))
+    shell, options = job.shell, job.options
+    source = CellSource(job.code.file, lambda file: execution_count(shell, file), lambda: earlier_cells(shell))
     screen = _Screen(shell, options)
     run = trace(
         options.backward,
@@ -215,6 +241,19 @@ class _Screen:
         self.close()
         self._put(report)
 
+    def compare(self, changes: Comparison | None) -> None:
+        """Show what changed, above the report."""
+        from .render.changes import NOTHING_YET, render_text  # rich is only needed now
+
+        width, color, ascii_only = _terminal(self._shell)
+        if changes is None:
+            display({"text/plain": NOTHING_YET}, raw=True)
+            return
+        bundle = dict(changes._repr_mimebundle_())
+        if sys.stdout.isatty() or ascii_only:
+            bundle["text/plain"] = render_text(changes, width if sys.stdout.isatty() else None, color, ascii_only)
+        display(bundle, raw=True)
+
     def close(self) -> None:
         """Give the terminal back."""
         terminal, self._terminal = self._terminal, None
@@ -231,20 +270,32 @@ class _Screen:
             display(bundle, raw=True)
 
 
-def _deliver(shell: InteractiveShell, run: trace, options: Options, screen: _Screen) -> None:
+def _deliver(job: _Job, run: trace, screen: _Screen, finished: bool) -> None:
     """Binds and displays the report. Never raises: the cell's own result or exception is on its way."""
+    output = job.options.output
     try:
         screen.close()
         report = run.report
         if report is None:
             raise run.fault or RuntimeError("there is none")
-        report = report.with_options(report_options(options))
-        if options.output is not None:
-            shell.push({options.output: report})
-        if not options.quiet:
+        report = report.with_options(report_options(job.options))
+        if output is not None:
+            job.shell.push({output: report})
+        if finished:
+            _compare(job, report, screen)
+        if not job.options.quiet:
             screen.finish(report)
     except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
-        print(_apology(error, options.output, made=run.report is not None), file=sys.stderr)
+        print(_apology(error, output, made=run.report is not None), file=sys.stderr)
+
+
+def _compare(job: _Job, report: Report, screen: _Screen) -> None:
+    """Shows what changed since the last run of the cell that was finished, where that is asked for."""
+    cell = cell_id(job.shell)
+    before = job.previous.of(cell, job.text) if job.options.diff else None
+    job.previous.remember(cell, job.text, report)
+    if job.options.diff:
+        screen.compare(report.compare(before) if before is not None else None)
 
 
 def _apology(error: Exception, output: str | None, *, made: bool) -> str:

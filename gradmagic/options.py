@@ -33,6 +33,7 @@ class Options:
         rows: most rows to show, or None for no limit.
         filter: what a row's name, op or module must hold, or None.
         live: show the report while the cell runs.
+        diff: show what changed since the last run of the cell.
     """
 
     backward: str = "auto"
@@ -45,6 +46,7 @@ class Options:
     rows: int | None = None
     filter: str | None = None
     live: bool = False
+    diff: bool = False
 
 
 def split(line: str) -> tuple[list[str], str]:
@@ -120,7 +122,7 @@ def _check_backward(expression: str) -> None:
 
 def _check_quiet(options: Options) -> None:
     given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
-    given["--live"] = options.live
+    given |= {"--live": options.live, "--diff": options.diff}
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")

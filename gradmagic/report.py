@@ -11,9 +11,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, TensorRow
+
+if TYPE_CHECKING:
+    from .comparison import Comparison, Side
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -235,6 +238,31 @@ class Report:
         if not long:
             return _COLUMNS, [_flat(row) for row in self.rows]
         return _LONG_COLUMNS, [line for row in self.rows for line in _long(row, self.losses)]
+
+    def compare(self, other: Report) -> Comparison:
+        """What changed since an earlier report: of the same cell, of an edited one, or of another kernel's.
+
+        Rows are matched by name, code and occurrence; lines may have been inserted, and variables renamed where the
+        code shows it.
+
+        Args:
+            other: the earlier report.
+
+        Raises:
+            TypeError: `other` is no report.
+        """
+        from .comparison import compared  # only those who compare need it
+
+        if not isinstance(other, Report):
+            raise TypeError(f"a report is compared with a report, not with {type(other).__name__}")
+        return compared(other._side(), self._side())
+
+    def _side(self) -> Side:
+        from .comparison import RootChange, Side
+
+        last = self.passes[-1] if self.passes else None
+        value = last.value if last is not None and last.value is not None else self.root_value
+        return Side(self.rows, self.scale, RootChange(name=last.root if last else None, value=value), self.root)
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""

@@ -58,6 +58,7 @@ REFUSED = {
     "-q --rows 3": "--rows",
     "-q --sort norm": "--sort",
     "-q --filter y": "--filter",
+    "-q --diff": "--diff",
     "-o a -o b": "--output",
     "-b y --backward none": "--backward",
     "y = 3": "y = 3",
@@ -206,6 +207,21 @@ def test_a_line_magic_traces_its_statement(shell: Session) -> None:
     assert shell["w"].grad.item() == 4
 
 
+def test_diff_shows_what_changed_since_the_last_run_of_the_cell(shell: Session) -> None:
+    """The first run has none before it; an edited cell is still the same cell; one that failed is not remembered."""
+    cell = "scores = w * 3\nbest = scores.exp()\nworst = best * 2\ntotal = worst.sum()"
+    first = shell.run(f"%%gradtrace --diff\n{cell}")
+    assert "no earlier run" in first.stdout
+    assert "backward from" in first.stdout
+    shell.run(f"%%gradtrace -q\n{CELL}")
+    failed = shell.run(f"%%gradtrace --diff\n{cell}\n1 / 0")
+    assert "since the last run" not in failed.stdout
+    again = shell.run(f"%%gradtrace --diff\n{cell.replace('* 2', '* 20')}")
+    assert "since the last run" in again.stdout
+    assert "vanished" not in again.stdout
+    assert "×10" in again.stdout
+
+
 def test_help_lists_every_option(shell: Session) -> None:
     """%%gradtrace? shows the options with what they do."""
     text = shell.run("%%gradtrace?").stdout
@@ -218,6 +234,7 @@ def test_help_lists_every_option(shell: Session) -> None:
         "--sort",
         "--rows N",
         "--filter PATTERN",
+        "--diff",
     ):
         assert option in text
 

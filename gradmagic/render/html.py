@@ -52,6 +52,11 @@ def render_page(report: Report) -> str:
     return _render("page.html.j2", build_view(report), title=f"gradtrace: {root}")
 
 
+def filled(template: str, **values: object) -> str:
+    """A template with its values, each of them escaped."""
+    return _environment().get_template(template).render(**values)
+
+
 def _render(template: str, view: ReportView, **more: str) -> str:
     shows = Shows(
         bar=any(row.grad.bar is not None for row in view.rows),
@@ -61,7 +66,7 @@ def _render(template: str, view: ReportView, **more: str) -> str:
         update=any(row.update for row in view.rows),
     )
     longest = BAR_PIXELS_BESIDE_UPDATES if shows.update else BAR_PIXELS
-    return _environment().get_template(template).render(view=view, shows=shows, signs=SIGNS, longest=longest, **more)
+    return filled(template, view=view, shows=shows, signs=SIGNS, longest=longest, **more)
 
 
 @cache

@@ -33,10 +33,20 @@ def render_text(report: Report, width: int | None = None, color: bool = False, a
 
 def text_of(view: ReportView, width: int | None = None, color: bool = False, ascii_only: bool = False) -> str:
     """The same of a report that is in words already."""
-    wide = min(max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)
-    console = _console(wide, color)
+    wide = fitting(width)
+    return drawn(_content(view, wide, Ink(color, ascii_only)), wide, color)
+
+
+def fitting(width: int | None) -> int:
+    """A width that can be drawn in: `width`, or else the terminal's, but 60 to 200."""
+    return min(max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)
+
+
+def drawn(content: RenderableType, width: int, color: bool) -> str:
+    """What rich draws, as text without spaces at the ends of lines."""
+    console = _console(width, color)
     with console.capture() as capture:
-        console.print(_content(view, wide, Ink(color, ascii_only)))
+        console.print(content)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
 
 
