@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
-    from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
+    from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, Source, TensorRow
     from .report import Report, ReportOptions
     from .tracing import trace
 
@@ -34,6 +34,7 @@ __all__ = [
     "Report",
     "ReportOptions",
     "RootChange",
+    "Source",
     "TensorRow",
     "__version__",
     "load_ipython_extension",
@@ -44,7 +45,7 @@ __all__ = [
 _HOMES = MappingProxyType(
     {"trace": "tracing", "Report": "report", "ReportOptions": "report"}
     | dict.fromkeys(
-        ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "TensorRow"),
+        ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "Source", "TensorRow"),
         "records",
     )
     | dict.fromkeys(("Comparison", "GradChange", "RootChange"), "comparison")

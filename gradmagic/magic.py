@@ -96,9 +96,10 @@ class GradtraceMagics(Magics):
         require_code(rest, cell)
         shell = self.shell
         try:
-            heading = f"%%gradtrace {line}".strip()
+            heading = f"%%gradtrace {line}".rstrip()
             code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
-            job = _Job(shell, code, options, self.previous, rest if cell is None else cell)
+            written = None if cell is None else f"{heading}\n{cell}"
+            job = _Job(shell, code, options, self.previous, rest if cell is None else cell, written)
             return _run_awaiting(job) if require_awaited(shell, code) else _run(job)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
@@ -107,13 +108,14 @@ class GradtraceMagics(Magics):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A cell to be traced: compiled, and as the person wrote it below the magic line."""
+    """A cell to be traced: compiled, as written below the magic line, and with that line where there is one."""
 
     shell: InteractiveShell
     code: Cell
     options: Options
     previous: PreviousReports
     text: str
+    written: str | None
 
 
 def _run(job: _Job) -> Any:
@@ -158,7 +160,8 @@ def _prepared(job: _Job) -> tuple[trace, _Screen]:
     from .tracing import trace
 
     shell, options = job.shell, job.options
-    source = CellSource(job.code.file, lambda file: execution_count(shell, file), lambda: earlier_cells(shell))
+    file = job.code.file
+    source = CellSource(file, lambda name: execution_count(shell, name), lambda: earlier_cells(shell), job.written)
     screen = _Screen(shell, options)
     run = trace(
         options.backward,

@@ -44,6 +44,8 @@ class Location:
         own: True when the code stands in the traced cell itself.
         text: source of the statement or expression, on one line.
         statement: source of the whole statement, on one line; empty for the head of a block.
+        span: where the expression begins and ends in the traced cell: line, column, last line, and the column behind
+            its end, in characters from 0; None elsewhere, and on lines that the shell has transformed.
     """
 
     file: str
@@ -53,6 +55,7 @@ class Location:
     own: bool = False
     text: str = ""
     statement: str = ""
+    span: tuple[int, int, int, int] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """``line 5`` in the traced cell, ``In [3]:5`` in another cell, ``resnet.py:92`` in a file, ``--backward``."""
@@ -63,6 +66,24 @@ class Location:
         if self.cell is not None:
             return f"In [{self.cell}]:{self.line}"
         return f"{PurePath(self.file).name}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The traced code as the person wrote it.
+
+    Attributes:
+        text: the cell with its magic line, or the ``with`` block.
+        line: number of its first line.
+    """
+
+    text: str
+    line: int = 1
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines, without their ends."""
+        return self.text.split("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,8 @@ class TensorRow:
         culprit: where the code to blame stands, or None.
         note: one plain remark, with what to write where something can be done; may be empty.
         inner: the inner steps that belong to the row.
+        inputs: indices into ``Report.rows`` of the tensors that what made it was given, in ascending order; its own
+            where an occurrence was made from the one before, as in ``h = f(h)``.
         forward: statistics of the last occurrence's own values, when they were asked for (``--values``), else None.
         updates: for a leaf that an optimizer updated: ``||update|| / ||weight||`` of each of its steps, with the weight
             as it was before the step (0/0, as of a bias that starts at zero and stays there, is NaN).
@@ -165,6 +188,7 @@ class TensorRow:
     culprit: Location | None = None
     note: str = ""
     inner: tuple[InnerStep, ...] = ()
+    inputs: tuple[int, ...] = ()
     forward: GradStats | None = None
     updates: Curve = field(default_factory=Curve, repr=False)
     find_tensor: Callable[[], Any] = field(default=_gone, repr=False, compare=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, TensorRow
+from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, Source, TensorRow
 
 if TYPE_CHECKING:
     from .comparison import Comparison, Side
@@ -111,6 +111,7 @@ class Report:
         scale: what the loss was multiplied by for mixed precision, 1.0 for nothing. The rows hold the gradients as they
             flowed, with this factor in them; the table shows them divided by it.
         default_dtype: the dtype that goes without saying.
+        source: the traced code as the person wrote it, or None where it is unknown.
         running: the cell still runs: this is what was recorded so far.
         options: how the report is shown.
     """
@@ -128,6 +129,7 @@ class Report:
     guest: bool = False
     scale: float = 1.0
     default_dtype: str = "float32"
+    source: Source | None = None
     running: bool = False
     options: ReportOptions = field(default_factory=ReportOptions)
 
@@ -197,6 +199,7 @@ class Report:
             "guest": self.guest,
             "scale": _plain(self.scale),
             "default_dtype": self.default_dtype,
+            "source": _plain(self.source),
             "running": self.running,
             "rows": _plain(self.rows),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,6 +84,7 @@ class Assembler:
         drafts = [draft for draft in self._drafts if not draft.first.leaves_torch]
         judged = zip(drafts, facts.rows, diagnosis.verdicts, strict=False)
         rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in judged]
+        rows = [replace(row, inputs=found) for row, found in zip(rows, self._inputs(facts, len(rows)), strict=True)]
         passes = [self._pass(done, facts) for done in self._ledger.log.kept]
         ledger = ledger_of(self._ledger, ending.optimizers, self._naming, facts.losses)
         root = facts.roots[-1] if facts.roots else None
@@ -285,6 +286,20 @@ class Assembler:
             find_tensor=last.ref if last.ref is not None else _nothing,
         )
 
+    def _inputs(self, facts: RunFacts, count: int) -> Iterator[tuple[int, ...]]:
+        """What each of the first `count` rows was made from; the others are numbers, and no rows of the report."""
+        above: dict[int, frozenset[int]] = {}
+        for index, draft in enumerate(self._drafts[:count]):
+            parents = facts.rows[index].parents
+            tensors = {parent for parent in parents if parent < count}
+            # Whatever a number went into is linked to it, also what was only made from the tensor that it went into.
+            known = frozenset().union(*[above.get(parent, frozenset()) for parent in tensors])
+            numbers = {parent for parent in parents if parent >= count}
+            above[index] = known | numbers
+            own = {place.index for place in draft.places}
+            again = {index} if any(not own.isdisjoint(place.parents) for place in draft.places) else set()
+            yield tuple(sorted(tensors | set(_rows_behind(numbers - known, facts, count)) | again))
+
     def _updates(self, draft: Draft) -> Curve:
         found = (self._watch.updates.get(place.index) for place in draft.places)
         return next((curve.frozen() for curve in found if curve is not None), NO_CURVE)
@@ -304,6 +319,19 @@ class Assembler:
             loss=done.loss.index if done.loss is not None else 0,
             step=done.step,
         )
+
+
+def _rows_behind(numbers: Iterable[int], facts: RunFacts, count: int) -> Iterator[int]:
+    """The rows that numbers came from."""
+    pending, seen = list(numbers), set(numbers)
+    while pending:
+        parent = pending.pop()
+        if parent < count:
+            yield parent
+            continue
+        further = [each for each in facts.rows[parent].parents if each not in seen]
+        seen.update(further)
+        pending += further
 
 
 def link_plain_values(places: Sequence[Place], naming: Naming, flow: DataFlow) -> None:

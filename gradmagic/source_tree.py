@@ -110,6 +110,19 @@ class SourceTree:
         """Line of a node in its file."""
         return int(getattr(node, "lineno", 1)) + self.line_shift
 
+    def span_of(self, node: ast.AST) -> tuple[int, int, int, int] | None:
+        """Where a node stands in its file: line, column, last line and the column behind its end, in characters."""
+        if not isinstance(node, (ast.expr, ast.stmt)) or node.end_lineno is None or node.end_col_offset is None:
+            return None
+        begin = self._characters(node.lineno, node.col_offset)
+        end = self._characters(node.end_lineno, node.end_col_offset)
+        return node.lineno + self.line_shift, begin, node.end_lineno + self.line_shift, end
+
+    def _characters(self, line: int, column: int) -> int:
+        """A column in characters; the parser counts the bytes of UTF-8."""
+        text = self.lines[line - 1] if line <= len(self.lines) else ""
+        return len(text.encode()[:column].decode(errors="replace")) + self.column_shift
+
     def scope_of(self, node: ast.AST) -> ast.AST:
         """The function (or module) a node stands in."""
         current = self.parents.get(node)

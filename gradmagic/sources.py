@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .bindings import Binding, Position, through_c
 from .handing import Calls
 from .history import EarlierCell
-from .records import Location
+from .records import Location, Source
 from .sites import Site, positions
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
@@ -32,11 +32,13 @@ class CellSource:
         file: the file name its code was compiled under.
         number_of: gives the execution count of the notebook cell compiled under a file name, or None.
         earlier: gives the cells that ran before, the oldest first.
+        text: the cell as the person wrote it, or None where that is unknown; the code may have been transformed.
     """
 
     file: str
     number_of: Callable[[str], int | None]
     earlier: Callable[[], Sequence[EarlierCell]] = tuple
+    text: str | None = None
 
 
 class BoundName(NamedTuple):
@@ -230,7 +232,30 @@ class Sources:
             own=self.is_own(site.code),
             text=self.expression(site),
             statement=tree.statement_text(node) if tree is not None and node is not None else "",
+            span=self._span(tree, self._visible(tree, node), file) if tree is not None and node is not None else None,
         )
+
+    def _span(self, tree: SourceTree, node: ast.AST, file: str) -> tuple[int, int, int, int] | None:
+        """Where a node stands in the traced code; None elsewhere, and where the person has written something else."""
+        span = tree.span_of(node) if file == self._own_file else None
+        if span is None or self._cell is None or self._cell.text is None:
+            return span
+        ran, written = self._lines(file), self._cell.text.split("\n")
+        lines = range(span[0] - 1, span[2])
+        same = all(line < len(written) and ran[line].rstrip("\r\n") == written[line].rstrip("\r") for line in lines)
+        return span if same else None
+
+    def traced(self, line: int) -> Source | None:
+        """The traced code as the person wrote it: the cell, or else the ``with`` block that begins on a line."""
+        if self._cell is not None:
+            text = self._cell.text or "".join(self._lines(self._cell.file))
+            return Source(text.rstrip("\n")) if text else None
+        tree = self._whole(self._own_file) if self._own_file is not None else None
+        blocks = (node for node in ast.walk(tree.tree) if isinstance(node, (ast.With, ast.AsyncWith))) if tree else ()
+        block = next((node for node in blocks if node.lineno <= line <= node.body[0].lineno), None)
+        if block is None or tree is None:
+            return None
+        return Source("\n".join(tree.lines[block.lineno - 1 : block.end_lineno]), block.lineno)
 
     def earlier_cells(self) -> Sequence[EarlierCell]:
         """The cells that ran before the traced one, the oldest first; none where there is no notebook."""
@@ -435,6 +460,7 @@ class Sources:
             own=file == self._own_file,
             text=text,
             statement=tree.statement_text(node),
+            span=self._span(tree, node, file),
         )
         return Origin(location, text, names, callee, tree, node)
 

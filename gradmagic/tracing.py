@@ -119,7 +119,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module, typing_extensions))
-        self._state = _Running(recorder, ledger, sources, variables)
+        self._state = _Running(recorder, ledger, sources, variables, frame.f_lineno)
         if self._live is not None:
             ledger.after_pass = _Live(self._state, self._live).after_pass
         try:
@@ -210,10 +210,12 @@ class _Variables:
 class _Running:
     """What lives while the block runs."""
 
-    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, variables: _Variables) -> None:
+    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, variables: _Variables, line: int) -> None:
         self.recorder = recorder
         self.ledger = ledger
         self.sources = sources
+        self.line = line
+        """Where the trace was entered."""
         self.start = time.perf_counter()
         self.eagerly = RunningEagerly()
         self.variables = variables
@@ -461,6 +463,7 @@ class _Finish:
             guest=self._guest,
             scale=assembly.scale,
             default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
+            source=self._state.sources.traced(self._state.line),
         )
 
     def _candidate_names(self, namespace: Namespace) -> tuple[str, ...]:
