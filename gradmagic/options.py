@@ -32,6 +32,7 @@ class Options:
         sort: order of the rows, or None for the default.
         rows: most rows to show, or None for no limit.
         filter: what a row's name, op or module must hold, or None.
+        source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
     """
@@ -45,6 +46,7 @@ class Options:
     sort: Literal["line", "norm", "name"] | None = None
     rows: int | None = None
     filter: str | None = None
+    source: bool = False
     live: bool = False
     diff: bool = False
 
@@ -122,7 +124,7 @@ def _check_backward(expression: str) -> None:
 
 def _check_quiet(options: Options) -> None:
     given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
-    given |= {"--live": options.live, "--diff": options.diff}
+    given |= {"--source": options.source, "--live": options.live, "--diff": options.diff}
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
@@ -151,4 +153,10 @@ def report_options(options: Options) -> ReportOptions:
     """Those of them that say how the report is shown."""
     from .report import ReportOptions  # not needed for loading the extension
 
-    return ReportOptions(all=options.all, sort=options.sort or "line", rows=options.rows, filter=options.filter)
+    return ReportOptions(
+        all=options.all,
+        sort=options.sort or "line",
+        rows=options.rows,
+        filter=options.filter,
+        source=options.source,
+    )

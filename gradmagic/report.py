@@ -49,6 +49,7 @@ class ReportOptions:
         rows: show at most so many rows; None for 1,000, or under `all` for no limit.
         filter: show only rows whose name, op or module holds this text, in any case (a glob when it
             holds ``*`` or ``?``).
+        source: show the traced code too, each line with its gradient.
 
     Raises:
         ValueError: `rows` is less than 1, or `sort` is none of the three.
@@ -58,6 +59,7 @@ class ReportOptions:
     sort: Sort = "line"
     rows: int | None = None
     filter: str | None = None
+    source: bool = False
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:

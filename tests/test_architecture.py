@@ -190,9 +190,9 @@ def test_records_report_and_render_know_neither_torch_nor_the_shell(module: str)
     assert foreign_imports(module).isdisjoint({"torch", "IPython"})
 
 
-def test_only_render_knows_rich_and_jinja() -> None:
+def test_only_render_knows_rich_jinja_and_pygments() -> None:
     """The terminal and HTML are render's worlds."""
-    users = {module for module in inner_modules() if foreign_imports(module) & {"rich", "jinja2"}}
+    users = {module for module in inner_modules() if foreign_imports(module) & {"rich", "jinja2", "pygments"}}
     assert {module.split(".")[0] for module in users} == {"render"}
 
 

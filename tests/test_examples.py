@@ -281,9 +281,11 @@ def words_of(data: Any) -> list[list[str]]:
 
 
 def text_rows(html: str) -> list[str]:
-    """The text above the table, of each of its rows, and below it."""
+    """The text above the table of gradients, of each of its rows, and below it; without the cell's code."""
     tree = html5lib.parse(html, namespaceHTMLElements=False)
-    table = tree.find(".//table")
+    for source in tree.findall(".//table[@aria-label='annotated source']"):
+        source.clear()
+    table = tree.find(".//table[@aria-label='gradients']")
     above, below = " ".join(tree.itertext()).split(" ".join(table.itertext()))
     return [above, *(" ".join(row.itertext()) for row in table.iter("tr")), below]
 

@@ -59,6 +59,7 @@ REFUSED = {
     "-q --sort norm": "--sort",
     "-q --filter y": "--filter",
     "-q --diff": "--diff",
+    "-q --source": "--source",
     "-o a -o b": "--output",
     "-b y --backward none": "--backward",
     "y = 3": "y = 3",
@@ -235,6 +236,7 @@ def test_help_lists_every_option(shell: Session) -> None:
         "--rows N",
         "--filter PATTERN",
         "--diff",
+        "--source",
     ):
         assert option in text
 

@@ -58,10 +58,10 @@ def test_the_metadata_name_the_license_and_the_least_python() -> None:
     assert "MIT License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
-def test_only_four_packages_are_needed_to_run() -> None:
-    """Everything else is an extra."""
+def test_only_five_packages_are_needed_to_run() -> None:
+    """Everything else is an extra; rich and IPython bring Pygments anyhow."""
     needed = {re.split(r"[>=<~]", each)[0] for each in PROJECT["project"]["dependencies"]}
-    assert needed == {"torch", "ipython", "rich", "jinja2"}
+    assert needed == {"torch", "ipython", "rich", "jinja2", "pygments"}
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tests"])

@@ -26,6 +26,7 @@ TAGS = frozenset(
         "code",
         "details",
         "div",
+        "i",
         "pre",
         "span",
         "summary",
@@ -35,6 +36,7 @@ TAGS = frozenset(
         "th",
         "thead",
         "tr",
+        "u",
         "wbr",
     )
 )

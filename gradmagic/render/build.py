@@ -15,6 +15,7 @@ from .rows import Usual, row_view
 from .scale import log_scale
 from .selection import Selection, select
 from .series import legend
+from .source import source_lines
 from .view import FindingView, ReportView
 
 
@@ -29,6 +30,7 @@ def build_view(report: Report) -> ReportView:
     usual = Usual(report.default_dtype, devices.pop() if len(devices) == 1 else None)
     columns = loss_columns(report)
     rows = tuple(row_view(row, scale, usual, sources[_source(row)] > 1, columns) for row in selection.rows)
+    source = source_lines(report, log_scale(row.grad.norm for row in report.rows if row.grad is not None))
     closing = _nothing_closing(report) if hidden else _closing(report, selection, legend(rows))
     return ReportView(
         header=header(report),
@@ -38,6 +40,9 @@ def build_view(report: Report) -> ReportView:
         columns=columns,
         rows=rows,
         closing=closing,
+        source=source,
+        source_more=len(report.source.lines) - len(source) if report.source is not None else 0,
+        source_asked=report.options.source,
         inner_steps=report.options.all,
     )
 

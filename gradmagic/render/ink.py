@@ -78,6 +78,13 @@ class Ink:
             return self.text(written.plain, style)
         return self.text(f"…{_tail(written.plain, width - 1)}", style)
 
+    def plain_ellipsis(self, text: Text) -> Text:
+        """A text that rich may have shortened: in ASCII with a mark of its own in place of the ellipsis."""
+        if not self.ascii_only or text.plain.isascii():
+            return text
+        text.plain = self.letters(text.plain)
+        return text
+
     def bar(self, share: float | None, width: int) -> Text:
         """A bar of `share` times `width` cells, never empty."""
         if share is None:

@@ -15,6 +15,7 @@ from .build import build_view
 from .ink import Ink
 from .layout import PLACE_MAX
 from .markup import Line, Span
+from .terminal_source import source_text
 from .terminal_table import table
 from .view import FindingView, LedgerView, ReportView
 
@@ -77,6 +78,9 @@ def _content(view: ReportView, width: int, ink: Ink) -> Group:
     parts += [_finding(finding, ink) for finding in view.findings]
     if view.ledger:
         parts += [Text(), _ledger(view.ledger, width, ink)]
+    if view.source and view.source_asked:
+        parts += [Text(), *source_text(view.source, width, ink)]
+        parts += [ink.text(f"{view.source_more} more lines", "dim")] if view.source_more else []
     if view.rows:
         parts += [Text(), table(view, width, ink)]
     parts += [ink.line(line) for line in view.closing]

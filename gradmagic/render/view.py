@@ -99,6 +99,36 @@ class LedgerView:
     seconds: str
 
 
+@dataclass(frozen=True, slots=True)
+class SourcePiece:
+    """Part of a line of source: underlined where a finding of this severity blames it, with a sentence that says so."""
+
+    span: Span
+    severity: Severity | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLine:
+    """One line of the annotated source.
+
+    Attributes:
+        number: its number.
+        pieces: its text.
+        grad: norm and bar of the gradient of what it makes; an empty norm where nothing is to be said.
+        title: its tensors in words, for a tooltip.
+        severity: of the worst that it is blamed for, or None.
+        label: what it is blamed for, in a few words.
+    """
+
+    number: str
+    pieces: tuple[SourcePiece, ...]
+    grad: GradView
+    title: str = ""
+    severity: Severity | None = None
+    label: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowView:
     """One line of the table.
@@ -144,6 +174,9 @@ class ReportView:
         columns: the losses, where there are several; each has a column of norms in place of the only one.
         rows: the table; empty when there is none to draw.
         closing: lines below the table.
+        source: the annotated source; empty where it is unknown.
+        source_more: lines of it that are left out.
+        source_asked: whether it was asked for.
         inner_steps: draw the inner steps of the rows as well.
     """
 
@@ -154,4 +187,7 @@ class ReportView:
     columns: tuple[ColumnView, ...]
     rows: tuple[RowView, ...]
     closing: tuple[Line, ...]
+    source: tuple[SourceLine, ...]
+    source_more: int
+    source_asked: bool
     inner_steps: bool
