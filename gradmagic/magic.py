@@ -74,6 +74,7 @@ class GradtraceMagics(Magics):
         action="store_true",
         help="show the report while the cell runs, refreshed in place after a backward, at most twice a second",
     )
+    @argument("--depth", type=int, metavar="N", help="how far modules are opened (0: a line for each model)")
     @argument("--source", action="store_true", help="show the cell's code too, each line with its gradient")
     @argument("--diff", action="store_true", help="show what changed since the last traced run of this cell")
     @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")

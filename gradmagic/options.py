@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
 _OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 _ALIASES = ("-b/--backward", "-o/--output", "-q/--quiet", "-a/--all", "-z/--zero-grad")
-_TAKES_VALUE = re.compile(r"-[qaz]*[bo]|--(backward|output|sort|rows|filter)")
+_TAKES_VALUE = re.compile(r"-[qaz]*[bo]|--(backward|output|sort|rows|filter|depth)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Options:
         sort: order of the rows, or None for the default.
         rows: most rows to show, or None for no limit.
         filter: what a row's name, op or module must hold, or None.
+        depth: how far modules are opened, or None for as far as fits.
         source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
@@ -46,6 +47,7 @@ class Options:
     sort: Literal["line", "norm", "name"] | None = None
     rows: int | None = None
     filter: str | None = None
+    depth: int | None = None
     source: bool = False
     live: bool = False
     diff: bool = False
@@ -87,6 +89,8 @@ def options_from(parser: Any, words: list[str]) -> Options:
         raise UsageError(f"-o/--output: {options.output!r} is no name a variable can have")
     if options.rows is not None and options.rows < 1:
         raise UsageError(f"--rows must be at least 1, not {options.rows}")
+    if options.depth is not None and options.depth < 0:
+        raise UsageError(f"--depth must be at least 0, not {options.depth}")
     _check_quiet(options)
     return options
 
@@ -125,6 +129,7 @@ def _check_backward(expression: str) -> None:
 def _check_quiet(options: Options) -> None:
     given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
     given |= {"--source": options.source, "--live": options.live, "--diff": options.diff}
+    given["--depth"] = options.depth is not None
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
@@ -159,4 +164,5 @@ def report_options(options: Options) -> ReportOptions:
         rows=options.rows,
         filter=options.filter,
         source=options.source,
+        depth=options.depth,
     )

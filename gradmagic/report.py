@@ -50,9 +50,12 @@ class ReportOptions:
         filter: show only rows whose name, op or module holds this text, in any case (a glob when it
             holds ``*`` or ``?``).
         source: show the traced code too, each line with its gradient.
+        depth: how far modules are opened: 0 has a line for each model, 1 for each module in it, and so on; None is as
+            far as fits on a screen or two. `all`, `filter`, `rows` and another order than ``line`` show every row by
+            itself.
 
     Raises:
-        ValueError: `rows` is less than 1, or `sort` is none of the three.
+        ValueError: `rows` is less than 1, `depth` less than 0, or `sort` is none of the three.
     """
 
     all: bool = False
@@ -60,8 +63,11 @@ class ReportOptions:
     rows: int | None = None
     filter: str | None = None
     source: bool = False
+    depth: int | None = None
 
     def __post_init__(self) -> None:
+        if self.depth is not None and self.depth < 0:
+            raise ValueError(f"depth must be at least 0, not {self.depth}")
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
         if self.sort not in ("line", "norm", "name"):

@@ -60,6 +60,9 @@ REFUSED = {
     "-q --filter y": "--filter",
     "-q --diff": "--diff",
     "-q --source": "--source",
+    "-q --depth 1": "--depth",
+    "--depth -1": "--depth",
+    "--depth deep": "--depth",
     "-o a -o b": "--output",
     "-b y --backward none": "--backward",
     "y = 3": "y = 3",
@@ -237,6 +240,7 @@ def test_help_lists_every_option(shell: Session) -> None:
         "--filter PATTERN",
         "--diff",
         "--source",
+        "--depth N",
     ):
         assert option in text
 

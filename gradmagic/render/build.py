@@ -6,11 +6,14 @@ from collections import Counter
 
 from ..records import Finding, TensorRow
 from ..report import Report
+from .folding import Fold
+from .folds import fold_view
 from .header import aside, header
 from .ledger import MOST_LINES, ledger_views, loss_columns
 from .loss_scale import unscaled
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
+from .pointing import Pointing
 from .rows import Usual, row_view
 from .scale import log_scale
 from .selection import Selection, select
@@ -29,13 +32,20 @@ def build_view(report: Report) -> ReportView:
     devices = {row.device for row in selection.rows}
     usual = Usual(report.default_dtype, devices.pop() if len(devices) == 1 else None)
     columns = loss_columns(report)
-    rows = tuple(row_view(row, scale, usual, sources[_source(row)] > 1, columns) for row in selection.rows)
+    pointing = Pointing(report)
+    views = (
+        fold_view(item, scale, columns)
+        if isinstance(item, Fold)
+        else row_view(item, scale, usual, sources[_source(item)] > 1, columns)
+        for item in selection.items
+    )
+    rows = pointing.point(selection.items, views)
     source = source_lines(report, log_scale(row.grad.norm for row in report.rows if row.grad is not None))
     closing = _nothing_closing(report) if hidden else _closing(report, selection, legend(rows))
     return ReportView(
         header=header(report),
         aside=aside(report),
-        findings=tuple(map(_finding, report.findings)),
+        findings=tuple(_finding(finding, pointing.anchor(finding)) for finding in report.findings),
         ledger=ledger_views(report),
         columns=columns,
         rows=rows,
@@ -59,7 +69,7 @@ def _nothing_to_draw(report: Report) -> bool:
     return not report.options.all and any(f.kind == "nothing_differentiable" for f in report.findings)
 
 
-def _finding(finding: Finding) -> FindingView:
+def _finding(finding: Finding, anchor: str) -> FindingView:
     code = is_code(finding.hint)
     return FindingView(
         severity=finding.severity,
@@ -67,6 +77,7 @@ def _finding(finding: Finding) -> FindingView:
         advice=() if code else marked_up(finding.hint, "dim"),
         code=clean_block(finding.hint) if code else "",
         detail=clean_block(finding.detail),
+        anchor=anchor,
     )
 
 
@@ -84,6 +95,8 @@ def _closing(report: Report, selection: Selection, legend: str) -> tuple[Line, .
     if selection.cut:
         total = len(selection.rows) + selection.cut
         lines.append(f"{selection.cut} more left out (`--rows {total}` shows all {total})")
+    if selection.has_folds:
+        lines.append("modules are folded: `--depth N` opens them further, `--all` shows every row")
     if selection.filtered:
         does = "row does" if selection.filtered == 1 else "rows do"
         lines.append(f"{selection.filtered} {does} not match the filter `{report.options.filter}`")

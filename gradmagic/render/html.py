@@ -16,10 +16,14 @@ from ..report import Report
 from .build import build_view
 from .marks import SIGNS, SPARKS
 from .markup import clean
+from .shortening import fewer_findings, fewer_insides, fewer_rows, fewer_source_lines
 from .view import ReportView
 
 MINUS = "\N{MINUS SIGN}"
 LONGEST = 64
+MOST_BYTES = 300_000
+"""A notebook with many reports has to stay one that can be opened, sent and compared."""
+_TRIES = 3
 BAR_PIXELS = 120
 BAR_PIXELS_BESIDE_UPDATES = 40
 """With the column of updates the table is as wide as a notebook; so that the notes fit in, the bars give way."""
@@ -43,7 +47,15 @@ def render_html(report: Report) -> str:
 
 def html_of(view: ReportView) -> str:
     """The same of a report that is in words already."""
-    return _render("report.html.j2", view)
+    html = _render("report.html.j2", view)
+    for smaller in (fewer_rows, fewer_insides, fewer_source_lines, fewer_findings):
+        for _ in range(_TRIES):
+            size = len(html.encode())
+            if size <= MOST_BYTES:
+                return html
+            view = smaller(view, MOST_BYTES / size)
+            html = _render("report.html.j2", view)
+    return html
 
 
 def render_page(report: Report) -> str:

@@ -34,6 +34,7 @@ IN_ASCII = str.maketrans(
         "‖": "|",
         "µ": "u",
         "└": "`",
+        "▸": "+",
         "→": "->",
         "↓": "min ",
         "↑": "max ",
@@ -104,6 +105,10 @@ class Ink:
         signs = ASCII_SIGNS if self.ascii_only else SIGNS
         styles: dict[Severity, Style] = {"error": "error", "warning": "warning", "info": "strong"}
         return Text(signs[severity], STYLES[styles[severity]])
+
+    def mark(self, severity: Severity) -> Text:
+        """The mark of a finding, one cell wide."""
+        return Text("!", self.sign(severity).style) if self.ascii_only else self.sign(severity)
 
 
 def _tail(text: str, width: int) -> str:

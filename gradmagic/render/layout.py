@@ -171,7 +171,8 @@ def _widest(header: str, texts: Iterable[str]) -> int:
 
 
 def _label(row: RowView) -> int:
-    return cell_len(row.label.text) + (1 + len(row.times) if row.times else 0)
+    marks = (2 if row.folded else 0) + (2 if row.severity is not None else 0)
+    return marks + cell_len(row.label.text) + (1 + len(row.times) if row.times else 0)
 
 
 def _label_and_beside(row: RowView) -> int:

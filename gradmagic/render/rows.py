@@ -16,6 +16,9 @@ from .scale import LogScale, drawable
 from .series import gradient_spark
 from .view import ColumnView, GradView, InnerView, RowView, Spark
 
+STEPS_TOLD = 8
+"""So many inner steps are named in a tooltip."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usual:
@@ -69,8 +72,15 @@ def _label(row: TensorRow, shared: bool) -> tuple[Span, str, bool]:
 
 
 def _title(row: TensorRow) -> str:
+    """What there is no column for, a line each."""
     source = f"{row.name} = {row.expression}" if row.name and row.expression else row.expression
-    return "  ".join(clean(part) for part in (source, row.grad_fn) if part)
+    dtype = row.dtype.removeprefix("torch.")
+    made = " · ".join(part for part in (row.grad_fn, f"{shape_text(row.shape)} {dtype} on {row.device}") if part)
+    inner = f"inner steps: {', '.join(step.grad_fn for step in row.inner[:STEPS_TOLD])}" if row.inner else ""
+    numbers = ""
+    if row.grad is not None and row.grad.is_known and row.grad.values is None:
+        numbers = f"rms {short(row.grad.rms)}, mean {short(row.grad.mean)}"
+    return "\n".join(clean(part) for part in (source, made, numbers, inner) if part)
 
 
 def _extra(row: TensorRow, usual: Usual) -> str:

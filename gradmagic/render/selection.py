@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..records import TensorRow
 from ..report import Report, ReportOptions
+from .folding import Fold, Item, folded
 
 MOST_ROWS = 1_000
 """So many are shown unasked; ten thousand are 17 MB of HTML."""
@@ -19,20 +20,30 @@ class Selection:
     """The rows a report shows.
 
     Attributes:
-        rows: the rows to show, in the order to show them.
+        items: the lines to show, in the order to show them: rows, and folds of them.
         folded: constants without a name that are left out.
         filtered: rows the filter left out.
         cut: rows the limit left out.
     """
 
-    rows: tuple[TensorRow, ...]
+    items: tuple[Item, ...]
     folded: int = 0
     filtered: int = 0
     cut: int = 0
 
+    @property
+    def rows(self) -> list[TensorRow]:
+        """The rows, also those in folds."""
+        return [row for item in self.items for row in (item.rows if isinstance(item, Fold) else (item,))]
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether modules are folded."""
+        return any(isinstance(item, Fold) for item in self.items)
+
 
 def select(report: Report) -> Selection:
-    """Applies the report's options: filter, then fold, then sort, then limit."""
+    """Applies the report's options: filter, fold the constants, sort, fold the modules, limit."""
     options = report.options
     matching = [(i, row) for i, row in enumerate(report.rows) if matches(row, options.filter)]
     in_findings = {index for finding in report.findings for index in finding.rows}
@@ -41,13 +52,26 @@ def select(report: Report) -> Selection:
         kept.sort(key=_norm_key)
     elif options.sort == "name":
         kept.sort(key=_name_key)
-    shown = kept[: _limit(options)]
-    return Selection(
-        rows=tuple(shown),
+    items = folded(kept, options.depth, _flagged(report)) if _may_fold(options) else list(kept)
+    shown = Selection(tuple(items[: _limit(options)]))
+    return replace(
+        shown,
         folded=len(matching) - len(kept),
         filtered=len(report.rows) - len(matching),
-        cut=len(kept) - len(shown),
+        cut=len(kept) - len(shown.rows),
     )
+
+
+def _may_fold(options: ReportOptions) -> bool:
+    """Folds stand where their first row ran; in another order, or where rows are asked for, there are none."""
+    asked = options.all or bool(options.filter) or (options.rows is not None and options.depth is None)
+    return options.sort == "line" and not asked
+
+
+def _flagged(report: Report) -> set[int]:
+    """``id`` of the rows that a finding is about."""
+    named = {index for finding in report.findings if finding.severity != "info" for index in finding.rows}
+    return {id(row) for index, row in enumerate(report.rows) if index in named}
 
 
 def _limit(options: ReportOptions) -> int | None:

@@ -15,6 +15,8 @@ from .view import InnerView, ReportView, RowView, Spark
 RULE = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
+FOLD = "▸ "
+"""Before what stands for several rows."""
 RIGHT = frozenset({"line", "norm"})
 HEADERS = {
     "line": "line",
@@ -111,7 +113,10 @@ def _cell(name: str, row: RowView, widths: Widths, ink: Ink) -> Text:  # noqa: P
 
 def _tensor(row: RowView, width: int, ink: Ink) -> Text:
     times = f" {row.times}" if row.times else ""
-    cell = ink.shortened(row.label.text, row.label.style, width - len(times), keep_end=row.path)
+    sign = ink.mark(row.severity).append(" ") if row.severity is not None else Text()
+    label = f"{FOLD if row.folded else ''}{row.label.text}"
+    cell = Text().append_text(sign)
+    cell.append_text(ink.shortened(label, row.label.style, width - len(times) - sign.cell_len, keep_end=row.path))
     cell.append(ink.letters(times), "dim")
     spare = width - cell.cell_len - GAP
     if row.beside and spare >= min(12, cell_len(row.beside)):

@@ -10,13 +10,14 @@ from .markup import Line, Span, Style
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingView:
-    """A finding in words; `code` is a hint that is Python, `advice` one that is a sentence."""
+    """A finding in words; `code` is a hint that is Python, `advice` a sentence, `anchor` that of its row."""
 
     severity: Severity
     message: Line
     advice: Line = ()
     code: str = ""
     detail: str = ""
+    anchor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,15 @@ class SourceLine:
     label: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FoldedView:
+    """A row inside a fold: what it is called there, its norm and bar, and the rest for a tooltip."""
+
+    name: str
+    grad: GradView
+    title: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowView:
     """One line of the table.
@@ -143,6 +153,10 @@ class RowView:
         sparks: what its gradients were like over time, for each loss.
         update: ``||update|| / ||weight||`` of the last optimizer step, or empty.
         note: the remark; dim when nobody is surprised.
+        severity: of the worst finding that names it, or None.
+        anchor: what a link to it leads to, or empty.
+        folded: the rows of a module, where the line stands for all of them.
+        more: how many of those are left out.
     """
 
     line: str
@@ -160,6 +174,10 @@ class RowView:
     update: str = ""
     note: Line = ()
     inner: tuple[InnerView, ...] = ()
+    severity: Severity | None = None
+    anchor: str = ""
+    folded: tuple[FoldedView, ...] = ()
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
