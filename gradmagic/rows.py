@@ -82,9 +82,9 @@ class Assembler:
         facts = self._facts(ending)
         diagnosis = diagnose(facts)
         drafts = [draft for draft in self._drafts if not draft.first.leaves_torch]
-        judged = zip(drafts, facts.rows, diagnosis.verdicts, strict=False)
-        rows = [self._row(draft, fact, verdict, facts) for draft, fact, verdict in judged]
-        rows = [replace(row, inputs=found) for row, found in zip(rows, self._inputs(facts, len(rows)), strict=True)]
+        inputs = self._inputs(facts, len(drafts))
+        judged = zip(drafts, facts.rows, diagnosis.verdicts, inputs, strict=False)
+        rows = [self._row(draft, fact, verdict, facts, made_from) for draft, fact, verdict, made_from in judged]
         passes = [self._pass(done, facts) for done in self._ledger.log.kept]
         ledger = ledger_of(self._ledger, ending.optimizers, self._naming, facts.losses)
         root = facts.roots[-1] if facts.roots else None
@@ -254,7 +254,7 @@ class Assembler:
 
     # ---- rows
 
-    def _row(self, draft: Draft, fact: RowFacts, verdict: Verdict, run: RunFacts) -> TensorRow:
+    def _row(self, draft: Draft, fact: RowFacts, verdict: Verdict, run: RunFacts, inputs: tuple[int, ...]) -> TensorRow:
         last = draft.last
         # A plain tensor from outside does not belong to the module that happens to use it first.
         mark = draft.first.path.module if draft.first.adopted is None or last.is_parameter else None
@@ -281,6 +281,7 @@ class Assembler:
             culprit=verdict.place or blamed,
             note=verdict.note,
             inner=_inner_steps(draft.places),
+            inputs=inputs,
             forward=fact.forward if run.with_values else None,
             updates=self._updates(draft),
             find_tensor=last.ref if last.ref is not None else _nothing,

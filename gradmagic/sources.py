@@ -104,6 +104,8 @@ class Sources:
             libraries: folders whose frames are never the person's code (torch, gradmagic).
         """
         self._cell = cell
+        self._written = cell.text.split("\n") if cell is not None and cell.text is not None else None
+        """The lines of the cell as the person wrote them, where that is known."""
         self._own_file = own_file
         standard = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")}
         self._libraries = tuple(folder.rstrip("/\\") for folder in libraries)
@@ -238,9 +240,9 @@ class Sources:
     def _span(self, tree: SourceTree, node: ast.AST, file: str) -> tuple[int, int, int, int] | None:
         """Where a node stands in the traced code; None elsewhere, and where the person has written something else."""
         span = tree.span_of(node) if file == self._own_file else None
-        if span is None or self._cell is None or self._cell.text is None:
+        if span is None or self._written is None:
             return span
-        ran, written = self._lines(file), self._cell.text.split("\n")
+        ran, written = self._lines(file), self._written
         lines = range(span[0] - 1, span[2])
         same = all(line < len(written) and ran[line].rstrip("\r\n") == written[line].rstrip("\r") for line in lines)
         return span if same else None

@@ -7,6 +7,7 @@ import math
 import pytest
 from plain import run_traced
 from sample_reports import row, stats
+from work import calls_in
 
 from gradmagic.comparison import Comparison, GradChange
 from gradmagic.matching import matched
@@ -231,6 +232,17 @@ def test_without_an_id_an_edited_cell_is_known_by_its_lines() -> None:
     assert reports.of(None, "y = 2\nz = y ** 3") is None
     reports.remember(None, CELL.replace("tanh", "relu"), second := Report())
     assert reports.of(None, CELL) is second
+
+
+def test_to_know_a_cell_without_an_id_costs_next_to_nothing() -> None:
+    """Every traced cell of a terminal asks, also one of many equal lines: the work grows as the lines do."""
+
+    def asking(lines: int) -> int:
+        reports = PreviousReports()
+        reports.remember(None, "h = h * 2\n" * lines, Report())
+        return calls_in(lambda: reports.of(None, "h = h * 2\n" * lines + "y = h"))
+
+    assert asking(4_000) < 2 * asking(2_000) + 50
 
 
 def test_only_the_last_cells_are_remembered() -> None:

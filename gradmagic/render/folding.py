@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ..records import TensorRow
 
@@ -47,42 +46,44 @@ def folded(rows: Sequence[TensorRow], depth: int | None, flagged: Collection[int
     if depth is None and len(rows) <= FLAT:
         return list(rows)
     outside = flagged if len(flagged) <= MOST_FLAGGED else ()
+    every = [_parts(row) for row in rows]
+    inside = Counter(path[:end] for path in every for end in range(1, len(path) + 1))
+    paths = [path if id(row) not in outside else () for path, row in zip(every, rows, strict=True)]
     if depth is not None:
-        return _items(rows, lambda parts: parts[: depth + 1] if len(parts) > depth else (), outside)
-    return _opened(rows, outside)
+        return _items(rows, paths, frozenset(path for path in inside if len(path) <= depth))
+    return _opened(rows, paths, inside)
 
 
-def _opened(rows: Sequence[TensorRow], outside: Collection[int]) -> list[Item]:
-    """Opens what has room, level by level, and on each level first what holds most."""
-    inside = Counter(parts[:end] for parts in map(_parts, rows) for end in range(1, len(parts) + 1))
+def _opened(rows: Sequence[TensorRow], paths: Sequence[_Parts], inside: Mapping[_Parts, int]) -> list[Item]:
+    """Opens what has room, level by level, and on each level first what holds most rows."""
     opened: frozenset[_Parts] = frozenset()
     pending: list[frozenset[_Parts]] = [frozenset({path}) for path in inside if len(path) == 1]
-    items = _items(rows, partial(_head, opened=opened), outside)
+    items = _items(rows, paths, opened)
     while pending:
-        siblings = min(pending, key=lambda paths: (len(min(paths)), -sum(map(inside.__getitem__, paths)), min(paths)))
+        siblings = min(pending, key=lambda group: (len(min(group)), -sum(map(inside.__getitem__, group)), min(group)))
         pending.remove(siblings)
-        further = _items(rows, partial(_head, opened=opened | siblings), outside)
+        further = _items(rows, paths, opened | siblings)
         if len(further) <= FLAT:
             opened, items = opened | siblings, further
             children = (frozenset(each for each in inside if each[:-1] == path) for path in siblings)
-            pending += [paths for paths in children if paths]
+            pending += [group for group in children if group]
     return items
 
 
-def _items(rows: Sequence[TensorRow], head: Callable[[_Parts], _Parts], outside: Collection[int]) -> list[Item]:
-    """The rows; those that `head` gives one path are one item."""
-    heads = [head(_parts(row)) if id(row) not in outside else () for row in rows]
+def _items(rows: Sequence[TensorRow], paths: Sequence[_Parts], opened: Collection[_Parts]) -> list[Item]:
+    """The rows; those of one module that is not opened are one item. Rows without a path stay by themselves."""
+    heads = [_head(path, opened) for path in paths]
     groups: dict[_Parts, list[TensorRow]] = {}
-    for path, row in zip(heads, rows, strict=True):
-        groups.setdefault(path, []).append(row)
+    for head, row in zip(heads, rows, strict=True):
+        groups.setdefault(head, []).append(row)
     items: list[Item] = []
-    for path, row in zip(heads, rows, strict=True):
-        group = groups.get(path, [])
-        if not path or len(group) == 1:
+    for head, row in zip(heads, rows, strict=True):
+        group = groups.get(head, [])
+        if not head or len(group) == 1:
             items.append(row)
         elif group:
-            items.append(Fold(".".join(path), _type_of(path, group), tuple(group)))
-            groups[path] = []
+            items.append(Fold(".".join(head), _type_of(head, group), tuple(group)))
+            groups[head] = []
     return items
 
 
