@@ -134,6 +134,16 @@ def test_the_html_of_a_report_stays_small(count: int, all_rows: bool) -> None:
     assert ("left out" in html) is (count > 200) or count == 200
 
 
+@pytest.mark.parametrize("count", [300, 900])
+def test_the_rows_that_are_left_out_are_counted_right(count: int) -> None:
+    """However often the table had to be made smaller, those shown and those left out are all of them."""
+    rows = [row(f"name{n}", n, grad=stats(1.0), note="x" * (10 if n < count // 2 else 900)) for n in range(count)]
+    rows = rows[::-1]
+    html = render_html(Report(rows=rows))
+    (left_out,) = re.findall(r"(\d+) more rows left out", html)
+    assert len(re.findall(r"<b>name\d+</b>", html)) + int(left_out) == count
+
+
 def test_many_findings_with_long_errors_stay_small_too() -> None:
     """The most severe are there."""
     findings = [

@@ -51,10 +51,10 @@ def html_of(view: ReportView) -> str:
     for smaller in (fewer_rows, fewer_insides, fewer_source_lines, fewer_findings):
         for _ in range(_TRIES):
             size = len(html.encode())
-            if size <= MOST_BYTES:
-                return html
-            view = smaller(view, MOST_BYTES / size)
-            html = _render("report.html.j2", view)
+            less = smaller(view, MOST_BYTES / size) if size > MOST_BYTES else view
+            if less is view:
+                break
+            view, html = less, _render("report.html.j2", less)
     return html
 
 

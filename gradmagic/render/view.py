@@ -191,6 +191,7 @@ class ReportView:
         ledger: what ran backward, stepped, cleared and clipped; empty where the header says it all.
         columns: the losses, where there are several; each has a column of norms in place of the only one.
         rows: the table; empty when there is none to draw.
+        rows_more, findings_more: how many of them are left out because they would be too large to draw.
         closing: lines below the table.
         source: the annotated source; empty where it is unknown.
         source_more: lines of it that are left out.
@@ -209,3 +210,5 @@ class ReportView:
     source_more: int
     source_asked: bool
     inner_steps: bool
+    rows_more: int = 0
+    findings_more: int = 0
