@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .loss_scale import unscaled
 from .matching import matched
-from .records import GradStats, TensorRow
+from .records import TensorRow
+from .report import Report
 
 Change = Literal["not_finite", "finite", "vanished", "appeared", "grew", "shrank", "same"]
 ORDER: tuple[Change, ...] = ("not_finite", "vanished", "finite", "appeared", "grew", "shrank", "same")
@@ -85,56 +86,49 @@ class Comparison:
         return render_bundle(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two reports: its rows, its loss scale and its root."""
-
-    rows: Sequence[TensorRow]
-    scale: float
-    root: RootChange
-    root_row: TensorRow | None
-
-    def norm(self, index: int) -> float | None:
-        """Norm of a row's gradient without the loss scale, or None."""
-        row = self.rows[index]
-        grad: GradStats | None = row.grad
-        if grad is None or not grad.is_known:
-            return None
-        return grad.norm if row is self.root_row else grad.norm / self.scale
-
-
-def compared(before: Side, after: Side) -> Comparison:
-    """Match the rows of two reports, and compare the norms of their gradients."""
-    pairs = matched(before.rows, after.rows)
-    changes = [_change(before, after, old, new) for new, old in pairs.items()]
+def compared(before: Report, after: Report) -> Comparison:
+    """Match the rows of two reports, and compare the norms of their gradients, without the loss scale."""
+    olds, news = unscaled(before).rows, unscaled(after).rows
+    pairs = matched(olds, news)
+    changes = [_change(olds[old], news[new], old, new) for new, old in pairs.items()]
     told = [change for change in changes if change.before is not None or change.after is not None]
-    added = tuple(index for index in range(len(after.rows)) if index not in pairs)
+    added = tuple(index for index in range(len(news)) if index not in pairs)
     kept = set(pairs.values())
-    removed = tuple(index for index in range(len(before.rows)) if index not in kept)
+    removed = tuple(index for index in range(len(olds)) if index not in kept)
     return Comparison(
         changes=tuple(sorted(told, key=_most_changed_first)),
         added=added,
         removed=removed,
-        labels_added=tuple(label_of(after.rows[index]) for index in added if after.rows[index].grad is not None),
-        labels_removed=tuple(label_of(before.rows[index]) for index in removed if before.rows[index].grad is not None),
-        root=after.root,
-        root_before=before.root,
+        labels_added=tuple(label_of(news[index]) for index in added if news[index].grad is not None),
+        labels_removed=tuple(label_of(olds[index]) for index in removed if olds[index].grad is not None),
+        root=_root(after),
+        root_before=_root(before),
     )
 
 
-def _change(before: Side, after: Side, old: int, new: int) -> GradChange:
-    was, now = before.norm(old), after.norm(new)
+def _root(report: Report) -> RootChange:
+    last = report.passes[-1] if report.passes else None
+    value = last.value if last is not None and last.value is not None else report.root_value
+    return RootChange(name=last.root if last is not None else None, value=value)
+
+
+def _change(before: TensorRow, after: TensorRow, old: int, new: int) -> GradChange:
+    was, now = _norm(before), _norm(after)
     comparable = bool(was and now and math.isfinite(was) and math.isfinite(now))
     return GradChange(
         kind=_kind(was, now),
-        label=label_of(after.rows[new]),
-        label_before=label_of(before.rows[old]),
+        label=label_of(after),
+        label_before=label_of(before),
         row=new,
         row_before=old,
         before=was,
         after=now,
         factor=now / was if comparable and was and now else None,
     )
+
+
+def _norm(row: TensorRow) -> float | None:
+    return row.grad.norm if row.grad is not None and row.grad.is_known else None
 
 
 def label_of(row: TensorRow) -> str:

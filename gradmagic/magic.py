@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .report import Report
     from .tracing import trace
 
+    _Shown = Report | Comparison
+
 
 @magics_class
 class GradtraceMagics(Magics):
@@ -250,14 +252,8 @@ class _Screen:
         """Show what changed, above the report."""
         from .render.changes import NOTHING_YET, render_text  # rich is only needed now
 
-        width, color, ascii_only = _terminal(self._shell)
-        if changes is None:
-            display({"text/plain": NOTHING_YET}, raw=True)
-            return
-        bundle = dict(changes._repr_mimebundle_())
-        if sys.stdout.isatty() or ascii_only:
-            bundle["text/plain"] = render_text(changes, width if sys.stdout.isatty() else None, color, ascii_only)
-        display(bundle, raw=True)
+        nothing = {"text/plain": NOTHING_YET}
+        display(nothing if changes is None else _bundle(self._shell, changes, render_text), raw=True)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -266,7 +262,9 @@ class _Screen:
             terminal.close()
 
     def _put(self, report: Report) -> None:
-        bundle = _bundle(self._shell, report)
+        from .render.text import render_text  # rich is only needed now
+
+        bundle = _bundle(self._shell, report, render_text)
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
         elif self._options.live and self._in_notebook:
@@ -315,15 +313,13 @@ def _apology(error: Exception, output: str | None, *, made: bool) -> str:
     )
 
 
-def _bundle(shell: InteractiveShell, report: Report) -> dict[str, Any]:
-    """The report in every form a front end may pick; its text fits the terminal when there is one."""
-    bundle = dict(report._repr_mimebundle_())
+def _bundle(shell: InteractiveShell, shown: _Shown, render_text: Callable[..., str]) -> dict[str, Any]:
+    """A report or comparison in every form a front end may pick; its text fits the terminal when there is one."""
+    bundle = dict(shown._repr_mimebundle_())
     width, color, ascii_only = _terminal(shell)
     is_terminal = sys.stdout.isatty()
     if is_terminal or ascii_only:
-        from .render.text import render_text  # rich is only needed now
-
-        bundle["text/plain"] = render_text(report, width if is_terminal else None, color, ascii_only)
+        bundle["text/plain"] = render_text(shown, width if is_terminal else None, color, ascii_only)
     return bundle
 
 

@@ -48,8 +48,8 @@ class _Matches:
 
         `evident` pairs only what neither report has more of than the other. `old_key` is the key of the earlier rows.
         """
-        olds = _grouped(self._before, self._taken, old_key or key)
-        news = _grouped(self._after, self.pairs, key)
+        olds = _grouped(self._before, range(len(self._before)), self._taken, old_key or key)
+        news = _grouped(self._after, range(len(self._after)), self.pairs, key)
         count = len(self.pairs)
         for value, indices in news.items():
             others = olds.get(value, [])
@@ -85,8 +85,8 @@ class _Matches:
             return
         ends = sorted([(-1, -1), *self.pairs.items(), (len(self._after), len(self._before))])
         for (new, old), (next_new, next_old) in pairwise(ends):
-            news = _by_operation(self._after, range(new + 1, next_new), self.pairs)
-            olds = _by_operation(self._before, range(old + 1, next_old), self._taken)
+            news = _grouped(self._after, range(new + 1, next_new), self.pairs, _operation)
+            olds = _grouped(self._before, range(old + 1, next_old), self._taken, _operation)
             for made, indices in news.items():
                 if len(others := olds.get(made, [])) == len(indices):
                     self._take(zip(indices, others, strict=True))
@@ -97,10 +97,11 @@ class _Matches:
             self._taken.add(old)
 
 
-def _grouped(rows: Sequence[TensorRow], taken: Collection[int], key: _Key) -> dict[Hashable, list[int]]:
+def _grouped(rows: Sequence[TensorRow], span: range, taken: Collection[int], key: _Key) -> dict[Hashable, list[int]]:
+    """Those within a span that are not taken, by their key; None is no key."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        if index not in taken and (value := key(row)) is not None:
+    for index in span:
+        if index not in taken and (value := key(rows[index])) is not None:
             groups[value].append(index)
     return groups
 
@@ -124,13 +125,8 @@ def _path_in_model(row: TensorRow) -> Hashable:
     return row.name.partition(".")[2], row.module_type, row.shape
 
 
-def _by_operation(rows: Sequence[TensorRow], span: range, taken: Collection[int]) -> dict[Hashable, list[int]]:
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index in span:
-        if index not in taken:
-            row = rows[index]
-            groups[row.op, row.kind, row.module_type].append(index)
-    return groups
+def _operation(row: TensorRow) -> Hashable:
+    return row.op, row.kind, row.module_type
 
 
 def _with_names(text: str, names: dict[str, str]) -> str:

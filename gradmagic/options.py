@@ -127,9 +127,16 @@ def _check_backward(expression: str) -> None:
 
 
 def _check_quiet(options: Options) -> None:
-    given = {"--all": options.all, "--sort": options.sort, "--rows": options.rows, "--filter": options.filter}
-    given |= {"--source": options.source, "--live": options.live, "--diff": options.diff}
-    given["--depth"] = options.depth is not None
+    given = {
+        "--all": options.all,
+        "--sort": options.sort,
+        "--rows": options.rows,
+        "--filter": options.filter,
+        "--depth": options.depth is not None,
+        "--source": options.source,
+        "--live": options.live,
+        "--diff": options.diff,
+    }
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Literal
 
 from .curves import Curve, GradSeries
 
 Kind = Literal["parameter", "leaf", "non-leaf", "constant"]
 Severity = Literal["error", "warning", "info"]
+RANK: Mapping[Severity, int] = MappingProxyType({"error": 0, "warning": 1, "info": 2})
+"""The most severe first."""
 Reason = Literal[
     "requires_grad_false",
     "frozen",

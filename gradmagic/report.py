@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, Source, TensorRow
 
 if TYPE_CHECKING:
-    from .comparison import Comparison, Side
+    from .comparison import Comparison
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -266,14 +266,7 @@ class Report:
 
         if not isinstance(other, Report):
             raise TypeError(f"a report is compared with a report, not with {type(other).__name__}")
-        return compared(other._side(), self._side())
-
-    def _side(self) -> Side:
-        from .comparison import RootChange, Side
-
-        last = self.passes[-1] if self.passes else None
-        value = last.value if last is not None and last.value is not None else self.root_value
-        return Side(self.rows, self.scale, RootChange(name=last.root if last else None, value=value), self.root)
+        return compared(other, self)
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""

@@ -34,7 +34,7 @@ from .optimizers import OptimizerWatch
 from .places import Path
 from .raised import told, told_briefly
 from .recorder import Recorder
-from .records import Coverage
+from .records import RANK, Coverage
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
@@ -45,7 +45,6 @@ __all__ = ["CellSource", "trace"]
 
 _EXPRESSION_FILE = "--backward"
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_SEVERITY = {"error": 0, "warning": 1, "info": 2}
 
 
 class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
@@ -447,7 +446,7 @@ class _Finish:
 
     def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
-        findings = sorted(assembly.findings, key=lambda finding: _SEVERITY[finding.severity])
+        findings = sorted(assembly.findings, key=lambda finding: RANK[finding.severity])
         root = assembly.rows[assembly.root] if assembly.root is not None else None
         return Report(
             rows=assembly.rows,

@@ -49,7 +49,7 @@ LAYERS = (
         "journal",
     },
     {"backward"},
-    {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison"},
+    {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison", "loss_scale"},
     {"render"},
     {"tracing", "live", "compiled"},
     {"cell", "awaiting", "options", "previous", "magic"},

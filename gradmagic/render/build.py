@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ..loss_scale import unscaled
 from ..records import Finding, TensorRow
 from ..report import Report
 from .folding import Fold
 from .folds import fold_view
 from .header import aside, header
 from .ledger import MOST_LINES, ledger_views, loss_columns
-from .loss_scale import unscaled
 from .markup import Line, clean_block, is_code, marked_up
 from .numbers import plural
 from .pointing import Pointing

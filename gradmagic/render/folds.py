@@ -11,6 +11,7 @@ from .folding import Fold
 from .markup import Line, Span, clean, marked_up
 from .numbers import plural, shape_text, short
 from .phrases import remark
+from .rows import norm_view
 from .scale import LogScale, drawable
 from .view import ColumnView, FoldedView, GradView, RowView
 
@@ -97,14 +98,4 @@ def _inside(row: TensorRow, fold: Fold, scale: LogScale) -> FoldedView:
     name = row.name or row.module or row.label
     inside = name.removeprefix(f"{fold.path}.") if name != fold.path else fold.type_name or name
     told = " · ".join(part for part in (row.expression, row.op, shape_text(row.shape), remark(row)) if part)
-    return FoldedView(clean(inside), _folded_grad(row, scale), clean(told))
-
-
-def _folded_grad(row: TensorRow, scale: LogScale) -> GradView:
-    grad = row.grad
-    if grad is None:
-        return GradView(style="error" if is_surprise(row) else "dim")
-    if not grad.is_known:
-        return GradView(norm="–", style="dim")
-    bar = scale.share(grad.norm) if drawable(grad.norm) else None
-    return GradView(norm=short(grad.norm), style="plain" if math.isfinite(grad.norm) else "error", bar=bar)
+    return FoldedView(clean(inside), norm_view(row, scale), clean(told))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 
+from .marks import FOLD
 from .markup import plain
 from .view import ColumnView, RowView, Spark
 
@@ -19,6 +20,9 @@ TENSOR_MIN, OP_MIN, SHAPE_MIN, SHAPE_MAX, NOTE_MIN, NOTE_WORD, BAR_MIN = 16, 12,
 LINE_MAX, PLACE_MAX = 14, 20
 TENSOR_SHARE, NOTE_SHARE = 0.22, 0.22
 """Shares of the width below which tensor and note are not squeezed to keep another column."""
+
+SIGN = 2
+"""Width of the mark of a finding, and a space."""
 
 COLUMN_MAX = 12
 """Longest name of a loss above its column."""
@@ -171,7 +175,7 @@ def _widest(header: str, texts: Iterable[str]) -> int:
 
 
 def _label(row: RowView) -> int:
-    marks = (2 if row.folded else 0) + (2 if row.severity is not None else 0)
+    marks = (cell_len(FOLD) if row.folded else 0) + (SIGN if row.severity is not None else 0)
     return marks + cell_len(row.label.text) + (1 + len(row.times) if row.times else 0)
 
 

@@ -6,12 +6,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..records import Finding, Severity, TensorRow
+from ..records import RANK, Finding, Severity, TensorRow
 from ..report import Report
 from .folding import Fold, Item
 from .view import RowView
-
-RANK: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 class Pointing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..curves import GradSeries
 from ..records import GradStats, InnerStep, TensorRow
@@ -91,18 +91,29 @@ def _extra(row: TensorRow, usual: Usual) -> str:
     return clean(" ".join(words))
 
 
-def _grad(row: TensorRow, scale: LogScale, norms: tuple[str, ...]) -> GradView:
+def norm_view(row: TensorRow, scale: LogScale) -> GradView:
+    """Norm and bar of a row's gradient, or what stands in their place."""
     grad = row.grad
     if grad is None:
         return GradView(style="error" if is_surprise(row) else "dim")
     if not grad.is_known:
         return GradView(norm="–", style="dim")
-    if norms:
-        return GradView(norm=short(grad.norm), style="plain", norms=norms)  # extremes of which loss would they be?
     return GradView(
         norm=short(grad.norm),
         style="plain" if math.isfinite(grad.norm) else "error",
         bar=scale.share(grad.norm) if drawable(grad.norm) else None,
+    )
+
+
+def _grad(row: TensorRow, scale: LogScale, norms: tuple[str, ...]) -> GradView:
+    grad = row.grad
+    shown = norm_view(row, scale)
+    if grad is None or not grad.is_known:
+        return shown
+    if norms:
+        return GradView(norm=shown.norm, style="plain", norms=norms)  # extremes of which loss would they be?
+    return replace(
+        shown,
         values=values(grad.values, row.shape) if grad.values is not None else "",
         low=_extreme(grad.min, grad),
         high=_extreme(grad.max, grad),

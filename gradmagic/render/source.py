@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeGuard
 
-from ..records import Finding, Location, Severity, TensorRow
+from ..records import RANK, Finding, Location, Severity, TensorRow
 from ..report import Report, is_surprise
 from .markup import Span, clean
 from .numbers import percent, shape_text, short
 from .phrases import remark
-from .scale import LogScale, drawable
+from .rows import norm_view
+from .scale import LogScale
 from .syntax import Token, tokens
 from .view import GradView, SourceLine, SourcePiece
 
@@ -22,7 +23,8 @@ MOST_LINES = 300
 LONGEST = 200
 """So much is drawn of a line."""
 LONGEST_LABEL = 80
-_RANK: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
+MOST_TOLD = 6
+"""So many tensors of a line are told of when the pointer rests on it."""
 _Columns = tuple[int, int]
 _Notes = Mapping[tuple[int, int, int, int] | None, str]
 """What the rows of the traced code have to remark, by their span."""
@@ -38,7 +40,7 @@ class _Mark:
 
 
 def source_lines(report: Report, scale: LogScale) -> tuple[SourceLine, ...]:
-    """The lines of the traced code; none where it is unknown. `scale` is that of the table's bars."""
+    """The lines of the traced code; none where it is unknown. `scale` spans the norms of all rows."""
     source = report.source
     if source is None:
         return ()
@@ -58,20 +60,16 @@ def _line(
     marks: Mapping[_Columns, _Mark],
     scale: LogScale,
 ) -> SourceLine:
-    worst = min(marks.values(), key=lambda mark: _RANK[mark.severity], default=None)
+    worst = min(marks.values(), key=lambda mark: RANK[mark.severity], default=None)
     row = _representative(rows)
     return SourceLine(
         number=str(number),
         pieces=tuple(_pieces(code, marks)),
-        grad=_grad(row, scale) if row is not None else GradView(norm=""),
+        grad=norm_view(row, scale) if _is_told(row) else GradView(norm=""),
         title="; ".join(_told(each) for each in rows[-MOST_TOLD:]),
         severity=worst.severity if worst is not None else None,
         label=clean(worst.label, LONGEST_LABEL) if worst is not None else "",
     )
-
-
-MOST_TOLD = 6
-"""So many tensors of a line are told of when the pointer rests on it."""
 
 
 def _made_by_line(rows: Iterable[TensorRow]) -> dict[int, list[TensorRow]]:
@@ -90,14 +88,9 @@ def _representative(rows: list[TensorRow]) -> TensorRow | None:
     return made[-1] if made else None
 
 
-def _grad(row: TensorRow, scale: LogScale) -> GradView:
-    if row.grad is None:
-        return GradView(style="error") if is_surprise(row) else GradView(norm="")
-    if not row.grad.is_known:
-        return GradView(norm="–", style="dim")
-    norm = row.grad.norm
-    bar = scale.share(norm) if drawable(norm) else None
-    return GradView(norm=short(norm), style="plain" if math.isfinite(norm) else "error", bar=bar)
+def _is_told(row: TensorRow | None) -> TypeGuard[TensorRow]:
+    """Whether a line says something of its tensor: not where nobody expects a gradient, and there is none."""
+    return row is not None and (row.grad is not None or is_surprise(row))
 
 
 def _told(row: TensorRow) -> str:
@@ -134,7 +127,7 @@ def _marks_by_line(report: Report, end: int) -> dict[int, dict[_Columns, _Mark]]
 def _marks(report: Report) -> Iterator[tuple[Location | None, _Mark]]:
     """What the findings blame, the most severe first; then what the rows blame, and what kills a gradient."""
     notes: _Notes = {row.location.span: remark(row) for row in report.rows if row.location.span is not None}
-    for finding in sorted(report.findings, key=lambda finding: _RANK[finding.severity]):
+    for finding in sorted(report.findings, key=lambda finding: RANK[finding.severity]):
         yield finding.location, _mark_of(finding, notes)
     for row in report.rows:
         if row.culprit is not None and is_surprise(row):

@@ -65,9 +65,8 @@ def _blame(line: SourceLine, margin: int, width: int, ink: Ink) -> Iterator[Text
         yield pointed + Text(" " if carets else "") + label
         return
     pointed.truncate(width)
-    label.truncate(width - margin - INDENT, overflow="ellipsis")
     yield pointed
-    yield Text(" " * (margin + INDENT)) + ink.plain_ellipsis(label)
+    yield Text(" " * (margin + INDENT)) + ink.shortened(line.label, "dim", width - margin - INDENT)
 
 
 def _carets(line: SourceLine, ink: Ink) -> str:

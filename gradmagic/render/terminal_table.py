@@ -10,13 +10,12 @@ from rich.text import Text
 
 from .ink import Ink
 from .layout import COLUMNS, GAP, Widths, fit, natural
+from .marks import FOLD
 from .view import InnerView, ReportView, RowView, Spark
 
 RULE = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 ASCII_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
-FOLD = "▸ "
-"""Before what stands for several rows."""
 RIGHT = frozenset({"line", "norm"})
 HEADERS = {
     "line": "line",

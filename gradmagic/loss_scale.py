@@ -6,8 +6,8 @@ from array import array
 from dataclasses import replace
 from typing import TypeVar
 
-from ..records import GradStats, InnerStep, TensorRow
-from ..report import Report
+from .records import GradStats, InnerStep, TensorRow
+from .report import Report
 
 _Record = TypeVar("_Record", TensorRow, InnerStep)
 
