@@ -22,8 +22,8 @@ from .source import source_lines
 from .view import FindingView, ReportView
 
 
-def build_view(report: Report) -> ReportView:
-    """The report in words and short numbers, under its own options."""
+def build_view(report: Report, with_source: bool = True) -> ReportView:
+    """The report in words and short numbers, under its own options; without the annotated source for who draws none."""
     report = unscaled(report)
     hidden = _nothing_to_draw(report)
     selection = Selection((), folded=len(report.rows)) if hidden else select(report)
@@ -40,7 +40,8 @@ def build_view(report: Report) -> ReportView:
         for item in selection.items
     )
     rows = pointing.point(selection.items, views)
-    source = source_lines(report, log_scale(row.grad.norm for row in report.rows if row.grad is not None))
+    whole_scale = log_scale(row.grad.norm for row in report.rows if row.grad is not None)
+    source = source_lines(report, whole_scale) if with_source else ()
     closing = _nothing_closing(report) if hidden else _closing(report, selection, legend(rows))
     return ReportView(
         header=header(report),
@@ -51,7 +52,7 @@ def build_view(report: Report) -> ReportView:
         rows=rows,
         closing=closing,
         source=source,
-        source_more=len(report.source.lines) - len(source) if report.source is not None else 0,
+        source_more=len(report.source.lines) - len(source) if report.source is not None and source else 0,
         source_asked=report.options.source,
         inner_steps=report.options.all,
     )

@@ -145,7 +145,7 @@ def _mark_of(finding: Finding, notes: _Notes) -> _Mark:
 
 def _pieces(code: list[Token], marks: Mapping[_Columns, _Mark]) -> Iterator[SourcePiece]:
     """The line, cut where its style or its underlining changes."""
-    bounds = sorted({column for columns in marks for column in columns})
+    bounds = sorted({LONGEST, *(column for columns in marks for column in columns)})
     column = 0
     for text, style in code:
         cuts = [0, *(bound - column for bound in bounds if column < bound < column + len(text)), len(text)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from pygments import lex
 from pygments.lexers.python import PythonLexer
 from pygments.token import Comment, Keyword, Operator, _TokenType
@@ -22,10 +24,19 @@ def tokens(source: str) -> list[list[Token]]:
             if number:
                 lines.append([])
             if part:
-                lines[-1].append((part, _style(kind)))
+                _add(lines[-1], part, _style(kind))
     return lines
 
 
+def _add(line: list[Token], text: str, style: Style) -> None:
+    """Add a piece; what has the style of the one before is one with it: most of a line is one piece to draw."""
+    if line and line[-1][1] == style:
+        line[-1] = (line[-1][0] + text, style)
+    else:
+        line.append((text, style))
+
+
+@cache
 def _style(kind: _TokenType) -> Style:
     if Comment in kind.split():
         return "dim"

@@ -29,7 +29,7 @@ def render_text(report: Report, width: int | None = None, color: bool = False, a
 
     `color` allows ANSI styles; `ascii_only` is for a terminal that cannot show Unicode.
     """
-    return text_of(build_view(report), width, color, ascii_only)
+    return text_of(build_view(report, report.options.source), width, color, ascii_only)
 
 
 def text_of(view: ReportView, width: int | None = None, color: bool = False, ascii_only: bool = False) -> str:
