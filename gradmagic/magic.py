@@ -79,6 +79,8 @@ class GradtraceMagics(Magics):
     @argument("--depth", type=int, metavar="N", help="how far modules are opened (0: a line for each model)")
     @argument("--source", action="store_true", help="show the cell's code too, each line with its gradient")
     @argument("--diff", action="store_true", help="show what changed since the last traced run of this cell")
+    @argument("--plot", action="store_true", help="draw how gradients flow, and over steps (needs matplotlib)")
+    @argument("--graph", action="store_true", help="draw the graph of the tensors, with the gradients on its edges")
     @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")
     @no_var_expand
     @line_cell_magic
@@ -244,9 +246,15 @@ class _Screen:
             self._terminal.show(report)
 
     def finish(self, report: Report) -> None:
-        """Show the final report."""
+        """Show the final report, and the pictures of it that were asked for."""
         self.close()
         self._put(report)
+        if self._options.graph:
+            display(dict(report.graph(depth=self._options.depth, all=self._options.all)._repr_mimebundle_()), raw=True)
+        if self._options.plot:
+            from .render.plot import bundle  # matplotlib, which only a plot needs
+
+            display(bundle(report), raw=True)
 
     def compare(self, changes: Comparison | None) -> None:
         """Show what changed, above the report."""

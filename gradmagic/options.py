@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.core.error import UsageError
@@ -36,6 +37,8 @@ class Options:
         source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
+        plot: draw how gradients flow.
+        graph: draw the graph of the tensors.
     """
 
     backward: str = "auto"
@@ -51,6 +54,8 @@ class Options:
     source: bool = False
     live: bool = False
     diff: bool = False
+    plot: bool = False
+    graph: bool = False
 
 
 def split(line: str) -> tuple[list[str], str]:
@@ -92,6 +97,8 @@ def options_from(parser: Any, words: list[str]) -> Options:
     if options.depth is not None and options.depth < 0:
         raise UsageError(f"--depth must be at least 0, not {options.depth}")
     _check_quiet(options)
+    if options.plot and find_spec("matplotlib") is None:
+        raise UsageError('--plot needs matplotlib: pip install "gradmagic[plot]"')
     return options
 
 
@@ -136,6 +143,8 @@ def _check_quiet(options: Options) -> None:
         "--source": options.source,
         "--live": options.live,
         "--diff": options.diff,
+        "--plot": options.plot,
+        "--graph": options.graph,
     }
     shown = [name for name, value in given.items() if value]
     if options.quiet and shown:

@@ -17,6 +17,7 @@ from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, Sou
 
 if TYPE_CHECKING:
     from .comparison import Comparison
+    from .render.graph import TensorGraph
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -37,6 +38,7 @@ QUIET_REASONS = frozenset({"frozen", "no_backward", "backward_inputs"})
 """Reasons nobody is surprised by: the person asked for it, or the header says it of the whole run."""
 
 Sort = Literal["line", "norm", "name"]
+Picture = Literal["flow", "steps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,48 @@ class Report:
         if not isinstance(other, Report):
             raise TypeError(f"a report is compared with a report, not with {type(other).__name__}")
         return compared(other, self)
+
+    def plot(self, kind: Picture = "flow", *, by: Literal["execution", "depth"] = "execution", ax: Any = None) -> Any:
+        """Draws how gradients flow, with matplotlib.
+
+        ``flow``: norms on a log axis, activations (non-leaves) and parameters (leaves) apart; a band from the smallest
+        to the largest norm where a row occurs several times, and a dash at the largest magnitude of an element. What
+        vanishes or explodes is a slope; NaN, zeros and missing gradients have signs at the edge. ``steps``: a heat map
+        of norms, with a line for each row that got several gradients, over the passes or else the time steps.
+
+        Args:
+            kind: ``flow`` or ``steps``.
+            by: order of a flow: as the cell ran, or by depth: how many tensors lie between here and the root.
+            ax: the matplotlib Axes to draw on; by default those of a new figure.
+
+        Returns:
+            The Axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: `kind` or `by` is none of the two.
+        """
+        from .render.plot import plot  # matplotlib is an extra
+
+        return plot(self, kind, by, ax)
+
+    def graph(self, *, depth: int | None = None, all: bool = False) -> TensorGraph:
+        """The graph of the tensors: by their own names, with what made them, in the boxes of their modules.
+
+        Edges are as dark and as thick as the gradient that came back along them is large (log scale), and dashed where
+        none came. What a loop makes is one node. A notebook draws it; `TensorGraph.dot` and `.mermaid` are text.
+
+        Args:
+            depth: how far modules are opened, as in `ReportOptions`.
+            all: draw constants without a name too, and open every module.
+
+        Raises:
+            ValueError: `depth` is less than 0.
+        """
+        from .render.graph import TensorGraph
+        from .render.network import graph_view
+
+        return TensorGraph(graph_view(self.with_options(ReportOptions(depth=depth, all=all))))
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""

@@ -30,6 +30,13 @@ class Fold:
 
 
 Item = TensorRow | Fold
+
+
+def rows_of(item: Item) -> Sequence[TensorRow]:
+    """The rows of a fold; a row by itself."""
+    return item.rows if isinstance(item, Fold) else (item,)
+
+
 _Parts = tuple[str, ...]
 """The path of a module, part by part."""
 

@@ -25,6 +25,13 @@ def total_norm(rows: Iterable[TensorRow]) -> float | None:
     return math.hypot(*norms) if norms else None
 
 
+def norm_of(fold: Fold) -> float | None:
+    """That of its parameters together; of its output where they have none; None for no gradient at all."""
+    norm = total_norm(fold.rows)
+    output = _output(fold.rows)
+    return output.norm if norm is None and output is not None else norm
+
+
 def fold_view(fold: Fold, scale: LogScale, columns: Sequence[ColumnView]) -> RowView:
     """A fold as a line; `scale` spans the norms of the table, `columns` are the losses where there are several."""
     first = fold.rows[0]
@@ -47,10 +54,7 @@ def fold_view(fold: Fold, scale: LogScale, columns: Sequence[ColumnView]) -> Row
 
 
 def _grad(fold: Fold, scale: LogScale, columns: Sequence[ColumnView]) -> GradView:
-    """Of its parameters; of its output where it has none."""
-    norm = total_norm(fold.rows)
-    output = _output(fold.rows)
-    norm = output.norm if norm is None and output is not None else norm
+    norm = norm_of(fold)
     if norm is None:
         return GradView(style="error" if any(map(is_surprise, fold.rows)) else "dim")
     if columns:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..records import RANK, Finding, Severity, TensorRow
 from ..report import Report
-from .folding import Fold, Item
+from .folding import Item, rows_of
 from .view import RowView
 
 
@@ -35,14 +35,17 @@ class Pointing:
         anchors = (self._anchors.get(id(row)) for row in _rows(self._rows, finding))
         return next((anchor for anchor in anchors if anchor), "")
 
+    def worst(self, item: Item) -> Severity | None:
+        """How bad the worst is that is said of a row, or of those in a fold; None for nothing."""
+        named = (self._named[id(row)] for row in rows_of(item) if id(row) in self._named)
+        return min(named, key=RANK.__getitem__, default=None)
+
     def _pointed(self, item: Item, view: RowView) -> RowView:
-        rows: Sequence[TensorRow] = item.rows if isinstance(item, Fold) else (item,)
-        named: list[Severity] = [self._named[id(row)] for row in rows if id(row) in self._named]
-        if not named:
+        worst = self.worst(item)
+        if worst is None:
             return view
         anchor = f"{self._prefix}-{len(self._anchors)}"
-        worst: Severity = sorted(named, key=RANK.__getitem__)[0]
-        self._anchors.update((id(row), anchor) for row in rows if id(row) in self._named)
+        self._anchors.update((id(row), anchor) for row in rows_of(item) if id(row) in self._named)
         return replace(view, severity=worst, anchor=anchor)
 
 

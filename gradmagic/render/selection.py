@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from ..records import TensorRow
 from ..report import Report, ReportOptions
-from .folding import Fold, Item, folded
+from .folding import Fold, Item, folded, rows_of
 
 MOST_ROWS = 1_000
 """So many are shown unasked; ten thousand are 17 MB of HTML."""
@@ -34,7 +34,7 @@ class Selection:
     @property
     def rows(self) -> list[TensorRow]:
         """The rows, also those in folds."""
-        return [row for item in self.items for row in (item.rows if isinstance(item, Fold) else (item,))]
+        return [row for item in self.items for row in rows_of(item)]
 
     @property
     def has_folds(self) -> bool:
