@@ -254,7 +254,8 @@ class _Screen:
         if self._options.plot:
             from .render.plot import bundle  # matplotlib, which only a plot needs
 
-            display(bundle(report), raw=True)
+            data, metadata = bundle(report)
+            display(data, metadata=metadata, raw=True)
 
     def compare(self, changes: Comparison | None) -> None:
         """Show what changed, above the report."""

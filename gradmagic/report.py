@@ -318,6 +318,12 @@ class Report:
 
         return render_page(self)
 
+    def to_markdown(self) -> str:
+        """GitHub-flavoured Markdown of at most 100 rows, to paste into an issue or a forum post."""
+        from .render.markdown import render_markdown
+
+        return render_markdown(self)
+
     def __str__(self) -> str:
         """The table as plain text, 100 columns wide."""
         from .render.text import render_text

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..report import Report
 from .build import build_view
 from .html import html_of
+from .markdown import markdown_of
 from .text import text_of
 
 
 def render_bundle(report: Report) -> dict[str, str]:
-    """Plain text, 100 columns wide, and an HTML fragment, by their MIME types."""
+    """Plain text, 100 columns wide, an HTML fragment, and Markdown for where no HTML is read (LaTeX), by MIME type."""
     view = build_view(report)
-    return {"text/plain": text_of(view, width=100), "text/html": html_of(view)}
+    return {"text/plain": text_of(view, width=100), "text/html": html_of(view), "text/markdown": markdown_of(view)}

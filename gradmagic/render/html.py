@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..report import Report
 from .build import build_view
-from .marks import SIGNS, SPARKS
+from .marks import SIGNS, spark_text
 from .markup import clean
 from .shortening import fewer_findings, fewer_insides, fewer_rows, fewer_source_lines
 from .view import ReportView
@@ -90,17 +90,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(minus=_minus, spark=_spark, clipped=_clipped, pixels=_pixels)
+    environment.filters.update(minus=_minus, spark=spark_text, clipped=_clipped, pixels=_pixels)
     return environment
 
 
 def _minus(number: str) -> str:
     """A number with true minus signs, as wide as its digits."""
     return number.replace("-", MINUS)
-
-
-def _spark(levels: tuple[int | None, ...]) -> str:
-    return "".join("!" if level is None else SPARKS[level] for level in levels)
 
 
 def _clipped(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..records import Severity
 
 SIGNS: dict[Severity, str] = {"error": "✖", "warning": "▲", "info": "●"}
@@ -12,3 +14,8 @@ FOLD = "▸ "
 
 SPARKS = "▁▂▃▄▅▆▇█"
 """Heights of a sparkline, lowest first."""
+
+
+def spark_text(levels: Sequence[int | None]) -> str:
+    """A sparkline; what is not finite is an exclamation mark."""
+    return "".join("!" if level is None else SPARKS[level] for level in levels)

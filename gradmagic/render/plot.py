@@ -27,8 +27,10 @@ MOST_LABELS = 40
 MOST_LINES = 24
 """So many lines of a heat map have room for a name."""
 WIDTH, DOTS = 9 * 72, 144
-ALTERNATIVE = "the norms of the gradients of this cell, in order of execution; the table above has them in numbers"
-IN_TERMINAL = "a terminal shows no plot: -o report, then report.plot().figure.savefig('flow.png')"
+INSTEAD = (
+    "plot of the norms in order of execution, which the table has in numbers; "
+    "in a terminal: -o report, then report.plot().figure.savefig('flow.png')"
+)
 MISSING = 'a plot needs matplotlib: pip install "gradmagic[plot]"'
 
 
@@ -48,11 +50,13 @@ def plot(report: Report, kind: Picture = "flow", by: Order = "execution", ax: An
     return ax
 
 
-def bundle(report: Report) -> dict[str, str]:
-    """`picture` for a notebook, and what to do in a terminal, by their MIME types."""
+def bundle(report: Report) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """`picture` for a notebook, and what to do in a terminal, by their MIME types; and how wide it is to be drawn.
+
+    As an image, which every front end shows, GitHub and LaTeX too.
+    """
     data = b64encode(picture(report)).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{ALTERNATIVE}" style="max-width: 100%; width: {WIDTH}px">'
-    return {"text/plain": IN_TERMINAL, "text/html": image}
+    return {"text/plain": INSTEAD, "image/png": data}, {"image/png": {"width": WIDTH}}
 
 
 def picture(report: Report) -> bytes:
