@@ -23,9 +23,10 @@ from IPython.display import display
 
 from .awaiting import AwaitTransformer
 from .cell import Cell, cell_id, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
-from .options import Options, options_from, report_options, require_code, split
+from .options import options_from, require_code, split
 from .previous import PreviousReports
 from .raised import told_briefly
+from .settings import DECLARED, Options, report_options
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from .tracing import trace
 
     _Shown = Report | Comparison
+
+
+def _options(function: Any) -> Any:
+    for each in reversed(DECLARED):  # IPython reads decorators from the bottom to the top
+        function = argument(*each.flags, **each.arguments("cell"))(function)
+    return function
 
 
 @magics_class
@@ -47,40 +54,7 @@ class GradtraceMagics(Magics):
         self.previous = PreviousReports()
 
     @magic_arguments()
-    @argument(
-        "-b",
-        "--backward",
-        metavar="EXPR",
-        default="auto",
-        help='where backward starts: an expression (quoted when it holds spaces: -b "a + b"), or none for no '
-        "backward. By default the cell's own backward counts, else the last scalar of the cell is taken.",
-    )
-    @argument("-o", "--output", metavar="NAME", help="bind the report to this name")
-    @argument("-q", "--quiet", action="store_true", help="display nothing; .grad is there, and -o still binds")
-    @argument("-a", "--all", action="store_true", help="show also constants and every unnamed row")
-    @argument("-z", "--zero-grad", action="store_true", help="first clear the .grad of the leaves that are used")
-    @argument(
-        "--values",
-        action="store_true",
-        help="show each tensor's own values too (norm, min, max), and find the first NaN or infinity among them",
-    )
-    @argument(
-        "--sort",
-        choices=("line", "norm", "name"),
-        help="order of the rows (default: line, the order of execution)",
-    )
-    @argument("--rows", type=int, metavar="N", help="show at most N rows")
-    @argument("--filter", metavar="PATTERN", help="show only rows whose name, op or module holds this")
-    @argument(
-        "--live",
-        action="store_true",
-        help="show the report while the cell runs, refreshed in place after a backward, at most twice a second",
-    )
-    @argument("--depth", type=int, metavar="N", help="how far modules are opened (0: a line for each model)")
-    @argument("--source", action="store_true", help="show the cell's code too, each line with its gradient")
-    @argument("--diff", action="store_true", help="show what changed since the last traced run of this cell")
-    @argument("--plot", action="store_true", help="draw how gradients flow, and over steps (needs matplotlib)")
-    @argument("--graph", action="store_true", help="draw the graph of the tensors, with the gradients on its edges")
+    @_options
     @argument("statement", nargs="*", help="the code to run (%%gradtrace on one line only); -- may stand before it")
     @no_var_expand
     @line_cell_magic

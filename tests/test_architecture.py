@@ -52,7 +52,7 @@ LAYERS = (
     {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison", "loss_scale"},
     {"render"},
     {"tracing", "live", "compiled"},
-    {"cell", "awaiting", "options", "previous", "magic"},
+    {"settings", "cell", "awaiting", "options", "previous", "magic"},
 )
 """A module imports from its own layer and from those above it in this list (and in no circle)."""
 
