@@ -14,7 +14,6 @@ import sys
 from bdb import BdbQuit
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Literal
 
@@ -23,11 +22,11 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from .history import EarlierCell
+from .tracebacks import is_ours, linked, links, relink
 
 Mode = Literal["exec", "single", "eval"]
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_PACKAGE = __name__.partition(".")[0] + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +246,9 @@ def pass_on(shell: InteractiveShell, error: BaseException) -> None:
     The frames of gradmagic go from its traceback. What the shell itself adds for the magic (the call in the
     outer cell) goes where nothing but the shell can catch the exception; the shell's own means then show it.
     """
-    if any(link.tb_frame.f_code in _RUNNERS for link in _links(error.__traceback__)):
-        for each in _linked(error):
-            _relink(each)
+    if any(link.tb_frame.f_code in _RUNNERS for link in links(error.__traceback__)):
+        for each in linked(error):
+            relink(each)
     elif isinstance(error, SyntaxError):
         error.with_traceback(None)  # it never ran: the shell shows no frames then
     else:
@@ -313,7 +312,7 @@ def _caller(shell: InteractiveShell) -> FrameType | None:
 def _outside() -> FrameType | None:
     """The innermost frame that is not gradmagic's."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame):
+    while frame is not None and is_ours(frame):
         frame = frame.f_back
     return frame
 
@@ -337,55 +336,3 @@ def _catches_nothing(code: CodeType) -> bool:
         for mode in ("exec", "single")
     ]
     return not code.co_exceptiontable or code.co_exceptiontable in awaits
-
-
-def _linked(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all that its display shows with it: causes, contexts, members of a group."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
-        waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-
-
-def _relink(error: BaseException) -> None:
-    """Takes the frames of gradmagic, and those PyTorch adds to call a recorder, out of a traceback."""
-    kept = _frames_of_the_user(error.__traceback__)
-    for link, following in pairwise([*kept, None]):
-        if link is not None and link.tb_next is not following:
-            link.tb_next = following
-    head = kept[0] if kept else None
-    if head is not error.__traceback__:
-        BaseException.with_traceback(error, head)  # a class of the user's may have overridden the method
-
-
-def _frames_of_the_user(tb: TracebackType | None) -> list[TracebackType]:
-    kept: list[TracebackType] = []
-    for link in _links(tb):
-        if _is_ours(link.tb_frame):
-            continue
-        if len(kept) > 1 and _is_override(kept[-1]) and kept[-2].tb_frame.f_code is link.tb_frame.f_code:
-            # A function of PyTorch's own Python starts a second time under a recorder; the first goes.
-            del kept[-2:]
-        kept.append(link)
-    return kept
-
-
-def _links(tb: TracebackType | None) -> Iterator[TracebackType]:
-    while tb is not None:
-        yield tb
-        tb = tb.tb_next
-
-
-def _is_ours(frame: FrameType) -> bool:
-    """Whether a frame of gradmagic stands between shell and cell, or between cell and PyTorch."""
-    return str(frame.f_globals.get("__name__")).startswith(_PACKAGE)
-
-
-def _is_override(link: TracebackType) -> bool:
-    frame = link.tb_frame
-    return frame.f_code.co_name == "handle_torch_function" and frame.f_globals.get("__name__") == "torch.overrides"

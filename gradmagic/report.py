@@ -123,6 +123,7 @@ class Report:
         default_dtype: the dtype that goes without saying.
         source: the traced code as the person wrote it, or None where it is unknown.
         running: the cell still runs: this is what was recorded so far.
+        called: a word for what was traced: ``cell``, ``script``, ``function``.
         options: how the report is shown.
     """
 
@@ -141,6 +142,7 @@ class Report:
     default_dtype: str = "float32"
     source: Source | None = None
     running: bool = False
+    called: str = "cell"
     options: ReportOptions = field(default_factory=ReportOptions)
 
     def __getitem__(self, name: str) -> TensorRow:

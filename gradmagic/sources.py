@@ -26,19 +26,25 @@ from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
 @dataclass(frozen=True, slots=True)
 class CellSource:
-    """The traced notebook cell.
+    """The traced notebook cell, or whatever else is traced as a whole: a script, a function.
 
     Attributes:
         file: the file name its code was compiled under.
         number_of: gives the execution count of the notebook cell compiled under a file name, or None.
         earlier: gives the cells that ran before, the oldest first.
         text: the cell as the person wrote it, or None where that is unknown; the code may have been transformed.
+        lines: its first and last line in the file; None for all of it.
+        called: a word for it: ``cell``, ``script``, ``function``.
+        again: how it is traced with options that hints write as for the magic; None for the magic itself.
     """
 
     file: str
     number_of: Callable[[str], int | None]
     earlier: Callable[[], Sequence[EarlierCell]] = tuple
     text: str | None = None
+    lines: tuple[int, int] | None = None
+    called: str = "cell"
+    again: Callable[[str], str] | None = None
 
 
 class BoundName(NamedTuple):
@@ -103,7 +109,7 @@ class Sources:
             own_file: the file whose lines count as the traced code.
             libraries: folders whose frames are never the person's code (torch, gradmagic).
         """
-        self._cell = cell
+        self.cell = cell
         self._written = cell.text.split("\n") if cell is not None and cell.text is not None else None
         """The lines of the cell as the person wrote them, where that is known."""
         self._own_file = own_file
@@ -249,8 +255,12 @@ class Sources:
 
     def traced(self, line: int) -> Source | None:
         """The traced code as the person wrote it: the cell, or else the ``with`` block that begins on a line."""
-        if self._cell is not None:
-            text = self._cell.text or "".join(self._lines(self._cell.file))
+        if self.cell is not None and self.cell.lines is not None:
+            first, last = self.cell.lines
+            text = "".join(self._lines(self.cell.file)[first - 1 : last])
+            return Source(text.rstrip("\n"), first) if text else None
+        if self.cell is not None:
+            text = self.cell.text or "".join(self._lines(self.cell.file))
             return Source(text.rstrip("\n")) if text else None
         tree = self._whole(self._own_file) if self._own_file is not None else None
         blocks = (node for node in ast.walk(tree.tree) if isinstance(node, (ast.With, ast.AsyncWith))) if tree else ()
@@ -261,11 +271,11 @@ class Sources:
 
     def earlier_cells(self) -> Sequence[EarlierCell]:
         """The cells that ran before the traced one, the oldest first; none where there is no notebook."""
-        return self._cell.earlier() if self._cell is not None else ()
+        return self.cell.earlier() if self.cell is not None else ()
 
     def cell_number(self, file: str) -> int | None:
         """Execution count of the notebook cell with this file name, or None for a real file."""
-        return self._cell.number_of(file) if self._cell is not None else None
+        return self.cell.number_of(file) if self.cell is not None else None
 
     def node(self, site: Site) -> tuple[SourceTree | None, ast.AST | None]:
         """The syntax at a site, with the tree it belongs to."""
@@ -423,7 +433,7 @@ class Sources:
 
     def origin_in_cell(self, name: str) -> Origin | None:
         """The last statement at the top level of the traced cell that binds `name` to a value."""
-        if self._own_file is None or self._cell is None:
+        if self._own_file is None or self.cell is None:
             return None
         tree = self._whole(self._own_file)
         if tree is None:

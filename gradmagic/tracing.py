@@ -24,6 +24,7 @@ from .backward import Ledger, RootChoice, choose_root, freed_below, is_scalar
 from .calls import straighten
 from .compiled import RunningEagerly
 from .diagnosis.facts import NoRoot
+from .diagnosis.rewording import finding_for, sentence_for
 from .ending import Ending
 from .fused import FusedCalls
 from .history import History
@@ -108,9 +109,17 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         Raises:
             RuntimeError: when this very trace is running already.
         """
+        self.start(sys._getframe(1))
+        return self
+
+    def start(self, frame: FrameType) -> None:
+        """Start recording what runs within a frame: the magic's, a script's.
+
+        Raises:
+            RuntimeError: when this very trace is running already.
+        """
         if self._state is not None:
             raise RuntimeError("this trace is running already; make a new one for a nested block")
-        frame = sys._getframe(1)
         ledger = Ledger(self._zero_grad)
         variables = _Variables(self._namespace, frame)
         kind = TaskRecorder if frame.f_code.co_flags & _ASYNC else Recorder
@@ -126,7 +135,6 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         except BaseException:  # an interrupt, before the block has begun
             self.close()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -447,9 +455,14 @@ class _Finish:
     def _finished(self, assembly: Assembly, namespace: Namespace) -> Report:
         ledger = self._state.ledger
         findings = sorted(assembly.findings, key=lambda finding: RANK[finding.severity])
-        root = assembly.rows[assembly.root] if assembly.root is not None else None
+        rows = assembly.rows
+        cell = self._state.sources.cell
+        if cell is not None and cell.called != "cell":
+            findings = [finding_for(finding, cell.called, cell.again) for finding in findings]
+            rows = [replace(row, note=sentence_for(row.note, cell.called)) for row in rows]
+        root = rows[assembly.root] if assembly.root is not None else None
         return Report(
-            rows=assembly.rows,
+            rows=rows,
             root=root,
             root_value=assembly.passes[-1].value if assembly.passes else None,
             passes=assembly.passes,
@@ -463,6 +476,7 @@ class _Finish:
             scale=assembly.scale,
             default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
             source=self._state.sources.traced(self._state.line),
+            called=cell.called if cell is not None else "cell",
         )
 
     def _candidate_names(self, namespace: Namespace) -> tuple[str, ...]:

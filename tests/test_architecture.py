@@ -17,7 +17,7 @@ MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffi
 LONGEST = 60
 
 LAYERS = (
-    {"records", "curves", "raised", "stored", "numbering"},
+    {"records", "curves", "raised", "tracebacks", "stored", "numbering"},
     {
         "statistics",
         "answers",

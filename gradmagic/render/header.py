@@ -75,7 +75,7 @@ def _place_in_words(loss: LedgerEntry) -> str:
 def _single_pass(report: Report, run: BackwardPass) -> Line:
     value = run.value if run.value is not None else report.root_value
     where = run.location or (_root_location(report) if run.run_by == "gradtrace" else None)
-    by = f"run by {'the cell' if run.run_by == 'cell' else 'gradtrace'}"
+    by = f"run by {f'the {report.called}' if run.run_by == 'cell' else 'gradtrace'}"
     verb = "backward" if run.function == "backward" else "autograd.grad"
     failed = (Span(" "), Span("failed", "error")) if run.error is not None else ()
     return (
