@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from .options import options_from, require_code, split
 from .previous import PreviousReports
 from .raised import told_briefly
 from .settings import DECLARED, Options, report_options
+from .terminal import allows_color, is_ascii_only
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -309,14 +309,8 @@ def _bundle(shell: InteractiveShell, shown: _Shown, render_text: Callable[..., s
 def _terminal(shell: InteractiveShell) -> tuple[int, bool, bool]:
     """Width of the terminal, whether it shows colours, and whether it is ASCII only."""
     stream = sys.stdout
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    ascii_only = not encoding.lower().replace("_", "-").startswith("utf")
-    return shutil.get_terminal_size().columns, stream.isatty() and _wants_color(shell), ascii_only
-
-
-def _wants_color(shell: InteractiveShell) -> bool:
-    """See https://no-color.org; ``%colors nocolor`` is the shell's own switch."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and shell.colors.lower() != "nocolor"
+    color = stream.isatty() and allows_color() and shell.colors.lower() != "nocolor"  # the shell's own switch
+    return shutil.get_terminal_size().columns, color, is_ascii_only(stream)
 
 
 def register(shell: InteractiveShell) -> None:

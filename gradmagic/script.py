@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import linecache
 import os
 import pkgutil
 import runpy
@@ -10,9 +11,10 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 
 class CannotRunError(Exception):
@@ -26,6 +28,10 @@ class CannotRunError(Exception):
         """Take Python's words, without the name of the interpreter, and its exit code."""
         super().__init__(message)
         self.code = code
+
+
+class _NotFoundError(Exception):
+    """What runpy shall raise where it finds no module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,10 @@ class Program:
     Attributes:
         code: the compiled code.
         main: the module it runs in; it is ``sys.modules["__main__"]``.
-        file: the file that the code was compiled from.
     """
 
     code: CodeType
     main: ModuleType
-    file: str
 
 
 def prepare(target: Target) -> Program:
@@ -69,21 +73,22 @@ def prepare(target: Target) -> Program:
     sys.argv[:] = ["-m" if target.is_module else target.name, *target.arguments]
     if target.is_module:
         return _module(target.name)
-    path = os.path.join(os.getcwd(), target.name)  # noqa: PTH118, PTH109 - as Python, which leaves "./" in it
-    if os.path.isdir(path) or zipfile.is_zipfile(path):  # noqa: PTH112 - see above
+    path = os.path.join(os.getcwd(), target.name)  # as Python, which leaves "./" in it
+    if os.path.isdir(path) or zipfile.is_zipfile(path):
         return _container(path)
     return _file(path)
 
 
 def _file(path: str) -> Program:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - see above
+        with open(path, "rb") as file:
             source = file.read()
     except OSError as error:
         raise CannotRunError(f"can't open file {path!r}: [Errno {error.errno}] {error.strerror}", 2) from None
-    _search_first(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120 - see above
+    _search_first(os.path.dirname(os.path.realpath(path)))
     code = compile(source, path, "exec", dont_inherit=True)
-    return _as_main(code, {"__file__": path, "__cached__": None, "__loader__": SourceFileLoader("__main__", path)})
+    loader = SourceFileLoader("__main__", path)
+    return _as_main(code, {"__file__": path, "__cached__": None, "__loader__": loader, "__package__": None})
 
 
 def _container(path: str) -> Program:
@@ -96,15 +101,44 @@ def _container(path: str) -> Program:
     sys.path.insert(0, path)  # also where the current folder is not searched (-P)
     if not sys.flags.safe_path:
         del sys.path[1]
-    return _of_spec(spec, cast(_HasCode, spec.loader).get_code("__main__"))
+    return _of_spec(spec, cast(InspectLoader, spec.loader).get_code("__main__"))
 
 
 def _module(name: str) -> Program:
-    _search_first(os.getcwd())  # noqa: PTH109 - see above
+    _search_first(os.getcwd())
     details: Any = vars(runpy)["_get_module_details"]  # pdb and trace take it, too: nothing public finds `__main__.py`
     try:
-        _, spec, code = details(name, CannotRunError_of)
+        _, spec, code = details(name, _NotFoundError)
     except _NotFoundError as error:
         raise CannotRunError(str(error), 1) from None
     sys.argv[0] = spec.origin
     return _of_spec(spec, code)
+
+
+def _of_spec(spec: ModuleSpec, code: CodeType | None) -> Program:
+    if code is None:
+        raise CannotRunError(f"No code object available for {spec.name}", 1)
+    return _as_main(
+        code,
+        {
+            "__file__": spec.origin,
+            "__cached__": spec.cached,
+            "__loader__": spec.loader,
+            "__package__": spec.parent,
+            "__spec__": spec,
+        },
+    )
+
+
+def _search_first(folder: str) -> None:
+    """Where Python has put the folder of what it was told to run, which is us, goes the folder of the script."""
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
+
+
+def _as_main(code: CodeType, attributes: dict[str, Any]) -> Program:
+    main = ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __annotations__={}, **attributes)
+    sys.modules["__main__"] = main
+    linecache.lazycache(code.co_filename, vars(main))  # the source of what lies in a zip file
+    return Program(code, main)

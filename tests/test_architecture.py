@@ -17,7 +17,7 @@ MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffi
 LONGEST = 60
 
 LAYERS = (
-    {"records", "curves", "raised", "tracebacks", "stored", "numbering"},
+    {"records", "curves", "raised", "terminal", "tracebacks", "stored", "numbering"},
     {
         "statistics",
         "answers",
@@ -52,7 +52,19 @@ LAYERS = (
     {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison", "loss_scale"},
     {"render"},
     {"tracing", "live", "compiled"},
-    {"settings", "cell", "awaiting", "options", "previous", "magic"},
+    {
+        "script",
+        "settings",
+        "late",
+        "delivery",
+        "command",
+        "__main__",
+        "cell",
+        "awaiting",
+        "options",
+        "previous",
+        "magic",
+    },
 )
 """A module imports from its own layer and from those above it in this list (and in no circle)."""
 

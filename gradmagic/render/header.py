@@ -103,6 +103,6 @@ def aside(report: Report) -> tuple[Line, ...]:
         named = ", ".join(f"`{clean(name)}`" for name in report.candidates[:CANDIDATES_NAMED])
         more = len(report.candidates) - CANDIDATES_NAMED
         parts.append(f"other candidates: {named}" + (f" and {more} more" if more > 0 else ""))
-    if report.guest:
+    if report.guest and report.called != "script":  # which is over
         parts.append("`.grad` is a guest: your next backward replaces it")
     return tuple(marked_up(part, "dim") for part in parts)
