@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
+    from .decorating import traced
     from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, Source, TensorRow
     from .report import Report, ReportOptions
     from .tracing import trace
@@ -39,11 +40,12 @@ __all__ = [
     "__version__",
     "load_ipython_extension",
     "trace",
+    "traced",
     "unload_ipython_extension",
 ]
 
 _HOMES = MappingProxyType(
-    {"trace": "tracing", "Report": "report", "ReportOptions": "report"}
+    {"trace": "tracing", "traced": "decorating", "Report": "report", "ReportOptions": "report"}
     | dict.fromkeys(
         ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "Source", "TensorRow"),
         "records",

@@ -51,7 +51,7 @@ LAYERS = (
     {"backward"},
     {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison", "loss_scale"},
     {"render"},
-    {"tracing", "live", "compiled"},
+    {"tracing", "decorating", "live", "compiled"},
     {
         "script",
         "settings",
