@@ -8,14 +8,22 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .delivery import FORMATS, Delivery
 from .late import LateTrace
 from .script import CannotRunError, Program, Target, prepare
-from .settings import DECLARED, Declared, Options, check_values, report_options, takes_value, with_values_attached
+from .settings import (
+    DECLARED,
+    Declared,
+    Options,
+    check_values,
+    report_options,
+    takes_value,
+    unquoted,
+    with_values_attached,
+)
 from .tracebacks import is_ours, linked, links, relink
 
 if TYPE_CHECKING:
@@ -102,9 +110,17 @@ def _trace(program: Program, request: Request) -> trace:
 
 
 def _again(words: str, request: Request) -> str:
-    """The command with an option that a hint asks for."""
+    """The command with an option that a hint writes as for the magic."""
+    option, _, value = words.partition(" ")
     target = request.target
-    return f"gradtrace {words} {'-m ' if target.is_module else ''}{shlex.quote(target.name)}"
+    command = [
+        "gradtrace",
+        option,
+        *([unquoted(value)] if value else []),
+        *(["-m"] if target.is_module else []),
+        target.name,
+    ]
+    return shlex.join(command)
 
 
 def _flush_output() -> None:
@@ -148,8 +164,15 @@ def requested(words: Sequence[str]) -> Request:
     parser = _parser()
     ours, target = _parted(words)
     arguments = vars(parser.parse_args(with_values_attached(ours, _TAKES_VALUE)))
+    if arguments["version"]:
+        from importlib.metadata import version  # slow to import, and seldom asked for
+
+        print(f"gradmagic {version('gradmagic')}")
+        parser.exit()
     if target is None:
         parser.error("which script? For example: gradtrace train.py, or gradtrace -m package.module")
+    if target.name == "-" and not target.is_module:
+        parser.error("a script cannot come from stdin here; save it in a file")
     known = {field.name for field in fields(Options)}
     options = Options(**{name: value for name, value in arguments.items() if name in known})
     try:
@@ -189,5 +212,5 @@ def _parser() -> argparse.ArgumentParser:
     for each in DECLARED_HERE:
         parser.add_argument(*each.flags, **each.arguments("script"))
     parser.add_argument("-m", metavar="MODULE", help="run a module, as python -m does; it ends the options")
-    parser.add_argument("--version", action="version", version=f"gradmagic {version('gradmagic')}")
+    parser.add_argument("--version", action="store_true", help="print the version, and run nothing")
     return parser

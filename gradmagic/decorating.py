@@ -8,9 +8,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from torch import Tensor
 
 from .raised import told_briefly
 from .report import Report
@@ -179,7 +181,7 @@ class _Calls:
         innermost: Any = inspect.unwrap(plain)
         self.variables: Mapping[str, Any] = innermost.__globals__
         file = innermost.__code__.co_filename
-        self.source = CellSource(file, lambda _: None, lines=_lines_of(plain), called="function", again=_again)
+        self.source = CellSource(file, lambda _: None, lines=_lines_of(plain), called="function")
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by their names; none where they do not fit: the call will say so."""
@@ -198,12 +200,13 @@ class _Call:
         settings = calls.settings
         self._calls = calls
         self._names = calls.arguments(args, kwargs)
+        self._gave_a_tensor = False
         self._trace = trace(
             settings.backward,
             zero_grad=settings.zero_grad,
             values=settings.values,
             namespace=_Names(self._names, calls.variables),
-            cell=calls.source,
+            cell=replace(calls.source, again=self._again),
         )
 
     def __enter__(self) -> Self:
@@ -218,6 +221,7 @@ class _Call:
     def returning(self, value: Any) -> Any:
         """Take note of what the function returned, and hand it on."""
         self._trace.offer(value)
+        self._gave_a_tensor = issubclass(type(value), Tensor)
         if self._calls.settings.backward not in ("auto", "none"):
             self._names[_RETURNED] = value
         return value
@@ -231,6 +235,15 @@ class _Call:
             self._trace.close()
             self._calls.running.reset(self._token)
             self._deliver()
+
+    def _again(self, words: str) -> str:
+        """What to write, in place of an option of the magic; what the function calls its tensors is gone with it."""
+        option = words.removeprefix("--").partition(" ")[0]
+        if option != "backward":
+            return f"@gradmagic.traced({option.replace('-', '_')}=True)"
+        if self._gave_a_tensor:
+            return f'@gradmagic.traced(backward="{_RETURNED}.sum()")'
+        return f'Return the loss; from several values, `@gradmagic.traced(backward="{_RETURNED}[0]")` takes the first.'
 
     def _deliver(self) -> None:
         found, report, fault = self._calls.found, self._trace.report, self._trace.fault
@@ -268,9 +281,3 @@ def _lines_of(function: FunctionType) -> tuple[int, int] | None:
         return None
     first = max(first, 1)
     return first, first + len(lines) - 1
-
-
-def _again(words: str) -> str:
-    """The decorator with an option that a hint writes as for the magic: ``--backward EXPR`` or a switch."""
-    option, _, value = words.removeprefix("--").partition(" ")
-    return f"@gradmagic.traced({option.replace('-', '_')}={ascii(value) if value else True})"

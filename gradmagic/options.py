@@ -9,7 +9,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from .settings import DECLARED, Options, check_values, takes_value, with_values_attached
+from .settings import DECLARED, Options, check_values, takes_value, unquoted, with_values_attached
 
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
 _OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
@@ -46,7 +46,7 @@ def options_from(parser: Any, words: list[str]) -> Options:
     parser.allow_abbrev = False  # `--back loss` would leave its value behind
     arguments = vars(parser.parse_args(attached))
     arguments.pop("statement")
-    options = Options(**{name: _unquoted(value) for name, value in arguments.items()})
+    options = Options(**{name: unquoted(value) for name, value in arguments.items()})
     try:
         check_values(options)
     except ValueError as error:
@@ -65,12 +65,6 @@ def _check_repeated(words: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given more than once")
-
-
-def _unquoted(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
 
 
 def _check_quiet(options: Options) -> None:

@@ -137,6 +137,13 @@ def with_values_attached(words: Sequence[str], takes_value: re.Pattern[str]) -> 
     return attached
 
 
+def unquoted(value: Any) -> Any:
+    """A value without the quotes that hold its spaces together."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    return value
+
+
 def check_values(options: Options) -> None:
     """See that the values are what they have to be.
 

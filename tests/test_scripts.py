@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,9 @@ from typing import NamedTuple
 import pytest
 
 import gradmagic
+from gradmagic.command import DECLARED_HERE
+from gradmagic.delivery import FORMATS
+from gradmagic.settings import DECLARED
 
 pytestmark = pytest.mark.real
 ROOT = Path(gradmagic.__file__).parent.parent
@@ -191,7 +195,9 @@ def test_backward_starts_from_an_expression_of_the_scripts_names(tmp_path: Path)
     write(tmp_path, s=LEARN)
     assert "backward from h[0] = 3.0 (--backward" in python(tmp_path, "-m", "gradmagic", "-b", "h[0]", "s.py").err
     refused = python(tmp_path, "-m", "gradmagic", "--backward", "h", "s.py").err
-    assert "gradtrace --backward h.sum() s.py" in refused
+    assert "gradtrace --backward 'h.sum()' s.py" in refused
+    operation = python(tmp_path, "-m", "gradmagic", "--backward", "h * h", "s.py").err
+    assert "gradtrace --backward '(h * h).sum()' s.py" in operation
 
 
 def test_numbers_and_random_numbers_are_those_of_plain_python(tmp_path: Path) -> None:
@@ -241,6 +247,47 @@ def test_classes_of_a_script_can_be_pickled_and_sent_to_processes(tmp_path: Path
     assert assert_same(tmp_path, "s.py").out.count("Point(x=4), Point(x=6)") == 2
 
 
+def test_ctrl_c_leaves_a_report_and_ends_by_the_signal(tmp_path: Path) -> None:
+    """As Python ends; what was recorded until then is there."""
+    write(tmp_path, s=LEARN + "loss.backward()\nimport os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    traced = python(tmp_path, "-m", "gradmagic", "s.py")
+    assert traced.code == -2
+    assert "backward from loss = 45.0 (line 6, run by the script)" in traced.err
+    assert traced.err.endswith("KeyboardInterrupt\n")
+
+
+def test_torch_that_a_thread_imports_first_is_not_traced_and_it_is_said(tmp_path: Path) -> None:
+    """Modes belong to one thread."""
+    write(
+        tmp_path,
+        s="import threading\ndef go():\n    import torch\n    print(torch.ones(1) * 2)\n"
+        "t = threading.Thread(target=go)\nt.start()\nt.join()\n",
+    )
+    traced = python(tmp_path, "-m", "gradmagic", "s.py")
+    assert traced.out == "tensor([2.])\n"
+    assert "PyTorch was first imported in a thread, so nothing was traced" in traced.err
+
+
+def test_a_stream_without_unicode_gets_ascii(tmp_path: Path) -> None:
+    """And no colours, as it is no terminal."""
+    write(tmp_path, s=LEARN)
+    report = python(tmp_path, "-m", "gradmagic", "s.py", PYTHONIOENCODING="ascii").err
+    assert report.isascii()
+    assert "\\u" not in report
+    assert "\x1b" not in report
+
+
+def test_readme_names_every_option_that_is_different() -> None:
+    """Those of the magic that scripts lack, and those that only scripts have."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## In a script\n")[2].partition("\n## ")[0]
+    lacking = {each.flags[0] for each in DECLARED if each not in DECLARED_HERE and each.flags[0] != "-q"}
+    found = re.search(r"what a notebook is needed for\s\((.*?)\)", section)
+    assert found is not None
+    assert set(re.findall(r"`(-[-a-z]+)`", found[1])) == lacking
+    assert re.findall(r"`--([a-z]+) FILE`", section) == list(FORMATS)
+
+
 def test_a_fork_that_runs_to_the_end_has_no_report_of_its_own(tmp_path: Path) -> None:
     """One report, from the process that was asked for it."""
     write(tmp_path, s=LEARN + "import os\npid = os.fork()\nif pid:\n    os.waitpid(pid, 0)\n")
@@ -256,6 +303,7 @@ def test_a_fork_that_runs_to_the_end_has_no_report_of_its_own(tmp_path: Path) ->
         (("-b", "a +", "s.py"), "'a +' is not an expression"),
         (("--json", "none/r.json", "s.py"), "--json: there is no folder"),
         (("--html", ".", "s.py"), "is a folder; give it the name of a file"),
+        (("-",), "a script cannot come from stdin here"),
         (("--live", "s.py"), "unrecognized arguments: --live"),
         (("--back", "x", "s.py"), "unrecognized arguments"),
     ],

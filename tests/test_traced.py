@@ -6,6 +6,8 @@ import asyncio
 import functools
 import inspect
 import pickle
+import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -107,7 +109,10 @@ def test_a_hint_names_the_decorator() -> None:
 
     f(leaf(1.0, 2.0))
     finding = report_of(f).findings[0]
-    assert finding.hint.startswith("@gradmagic.traced(backward='")
+    assert finding.hint == '@gradmagic.traced(backward="returned.sum()")'
+    again = gradmagic.traced(backward="returned.sum()")(inspect.unwrap(f))
+    again(leaf(1.0, 2.0))
+    assert report_of(again)["w"].grad.values == (2.0, 4.0)
     assert "the function made no single number" in finding.message
 
 
@@ -284,7 +289,7 @@ def test_the_code_of_a_report_is_the_function(tmp_path: Path) -> None:
     assert source is not None
     assert source.lines[0] == "@gradmagic.traced"
     assert source.lines[-1] == "    return h.pow(2).sum()"
-    assert report_of(loss_of)["h"].line == source.line + 3 + 0
+    assert report_of(loss_of)["h"].line == source.line + 3
 
 
 def test_a_function_without_a_file_is_traced(recwarn: pytest.WarningsRecorder) -> None:
@@ -325,6 +330,17 @@ def test_nothing_of_a_call_is_kept() -> None:
     gc.collect()
     assert gone() is None
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_readmes_example_prints_what_its_comment_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a person runs it, from a file."""
+    readme = (Path(gradmagic.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- example: traced -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    file = tmp_path / "script.py"
+    file.write_text(found[1], encoding="utf-8")
+    runpy.run_path(str(file))
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)\s+# (.*)", found[1]) != []
 
 
 @pytest.mark.real

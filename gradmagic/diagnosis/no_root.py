@@ -23,7 +23,7 @@ def explain_no_root(run: RunFacts, flow: Flow) -> list[Finding]:
     message, hint, severity = _NO_ROOT[why.kind]
     shape = shape_text(why.shape)
     near = f" Did you mean {' or '.join(f'`{name}`' for name in why.near)}?" if why.near else ""
-    values = {"subject": why.subject, "shape": shape, "where": why.where, "by": why.by}
+    values = {"subject": why.subject, "sum": _sum_of(why.subject), "shape": shape, "where": why.where, "by": why.by}
     return [
         Finding(
             kind=why.kind,
@@ -33,6 +33,14 @@ def explain_no_root(run: RunFacts, flow: Flow) -> list[Finding]:
             detail=why.detail,
         )
     ]
+
+
+def _sum_of(expression: str) -> str:
+    """``h.sum()``; an operation needs parentheses, and on the magic line quotes around its spaces."""
+    if " " not in expression:
+        return f"{expression}.sum()"
+    quote = "'" if '"' in expression else '"'
+    return f"{quote}({expression}).sum(){quote}"
 
 
 def _without_graph(run: RunFacts, flow: Flow, row: int) -> Finding:
@@ -55,7 +63,7 @@ _NO_ROOT = {
     "no_scalar": (
         "No backward ran: the cell made no single number to start from. The last differentiable tensor is "
         "`{subject}`, of shape {shape}.",
-        "%%gradtrace --backward {subject}.sum()",
+        "%%gradtrace --backward {sum}",
         "info",
     ),
     "nothing_computed": (
@@ -76,7 +84,7 @@ _NO_ROOT = {
     ),
     "not_scalar": (
         "`--backward {subject}` has shape {shape}; backward needs a single number.",
-        "%%gradtrace --backward {subject}.sum()",
+        "%%gradtrace --backward {sum}",
         "error",
     ),
     "not_a_tensor": ("`--backward {subject}` is not a tensor, so backward cannot start there.", "", "error"),
