@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import importlib
-import io
 import json
-import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .records import BackwardPass, Coverage, Finding, LedgerEntry, Location, Source, TensorRow
+from .exports import COLUMNS, LONG_COLUMNS, csv_of, lines_of, plain
+from .records import BackwardPass, Coverage, Finding, LedgerEntry, Source, TensorRow
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -200,25 +198,53 @@ class Report:
         return {
             "schema_version": SCHEMA_VERSION,
             "root": _index(self.rows, self.root),
-            "root_value": _plain(self.root_value),
-            "passes": _plain(self.passes),
+            "root_value": plain(self.root_value),
+            "passes": plain(self.passes),
             "pass_count": self.pass_count,
-            "ledger": _plain(self.ledger),
-            "findings": _plain(self.findings),
-            "coverage": _plain(self.coverage),
+            "ledger": plain(self.ledger),
+            "findings": plain(self.findings),
+            "coverage": plain(self.coverage),
             "candidates": list(self.candidates),
-            "seconds": _plain(self.seconds),
+            "seconds": plain(self.seconds),
             "guest": self.guest,
-            "scale": _plain(self.scale),
+            "scale": plain(self.scale),
             "default_dtype": self.default_dtype,
-            "source": _plain(self.source),
+            "source": plain(self.source),
             "running": self.running,
-            "rows": _plain(self.rows),
+            "rows": plain(self.rows),
         }
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as strictly valid JSON text (ASCII)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The report that `to_json` has written, by this or an older gradmagic; torch is not needed.
+
+        All of it comes back but what is no data: no row finds its live tensor, and `options` are the usual ones.
+
+        Args:
+            text: what `to_json` gave, as text or as UTF-8. Keys that this gradmagic does not know are left out.
+
+        Raises:
+            ReportFormatError: (a ValueError) `text` is no such JSON, breaks off, holds something else at the place that
+                the message names, or comes from a newer gradmagic that writes it differently.
+            TypeError: `text` is neither text nor bytes.
+        """
+        from .reading import report_from  # only those who read need it
+
+        return report_from(text, cls)
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of what `to_dict` and `to_json` give; it is the file ``report.schema.json``.
+
+        It knows every key and allows no other, so it tells what this version writes; `from_json` is more lenient.
+        """
+        schema = Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(schema)
+        return found
 
     def to_csv(self, long: bool = False) -> str:
         """One line per row (RFC 4180); text that a spreadsheet would run gets a leading apostrophe.
@@ -226,12 +252,7 @@ class Report:
         Args:
             long: one line per gradient instead: of each row, pass and occurrence that is kept (see `GradSeries`).
         """
-        columns, lines = self._table(long)
-        out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(columns))
-        writer.writeheader()
-        writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
-        return out.getvalue()
+        return csv_of(*self._table(long))
 
     def to_pandas(self, long: bool = False) -> Any:
         """One line per row as a ``pandas.DataFrame``, with the columns of `to_csv`.
@@ -249,10 +270,8 @@ class Report:
         columns, lines = self._table(long)
         return pandas.DataFrame(lines, columns=list(columns))
 
-    def _table(self, long: bool) -> tuple[Sequence[str], list[dict[str, Any]]]:
-        if not long:
-            return _COLUMNS, [_flat(row) for row in self.rows]
-        return _LONG_COLUMNS, [line for row in self.rows for line in _long(row, self.losses)]
+    def _table(self, long: bool) -> tuple[Sequence[str], Iterator[dict[str, Any]]]:
+        return LONG_COLUMNS if long else COLUMNS, lines_of(self.rows, self.losses, long)
 
     def compare(self, other: Report) -> Comparison:
         """What changed since an earlier report: of the same cell, of an edited one, or of another kernel's.
@@ -372,69 +391,6 @@ def is_surprise(row: TensorRow) -> bool:
     return row.reason is not None and row.reason not in ORDINARY_REASONS
 
 
-_COLUMNS = (
-    "line", "place", "name", "expression", "module", "module_type", "op", "grad_fn", "kind", "shape", "dtype",
-    "device", "count", "norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count",
-    "numel", "reason", "culprit", "note", "value_norm", "value_min", "value_max", "value_nan_count", "value_inf_count",
-)  # fmt: skip
-_WHICH = ("line", "place", "name", "expression", "module", "op", "kind")
-_SERIES = {
-    "pass": "passes",
-    "step": "steps",
-    "occurrence": "occurrences",
-    "time": "times",
-    "norm": "norm",
-    "min": "min",
-    "max": "max",
-    "zero_fraction": "zero_fraction",
-    "nan_count": "nan_count",
-}
-"""Columns of the long form, and the arrays of `GradSeries` they come from."""
-_LONG_COLUMNS = (*_WHICH, "loss", "loss_place", *_SERIES)
-_STATISTICS = ("norm", "rms", "mean", "min", "max", "zero_fraction", "nan_count", "inf_count", "numel")
-
-
-def _flat(row: TensorRow) -> dict[str, Any]:
-    """One row as a flat dict with the keys of `_COLUMNS`."""
-    flat = {column: getattr(row, column, None) for column in _COLUMNS}
-    flat["line"] = row.line if row.location.own else row.cell_line
-    flat["place"] = str(row.location)
-    flat["shape"] = str(row.shape)
-    flat["culprit"] = str(row.culprit) if row.culprit is not None else None
-    for name in _STATISTICS:
-        flat[name] = getattr(row.grad, name, None)
-    for name in ("norm", "min", "max", "nan_count", "inf_count"):
-        flat[f"value_{name}"] = getattr(row.forward, name, None)
-    return flat
-
-
-def _long(row: TensorRow, losses: Sequence[LedgerEntry]) -> Iterator[dict[str, Any]]:
-    """One line for each gradient of a row, with the keys of `_LONG_COLUMNS`."""
-    flat = _flat(row)
-    which = {column: flat[column] for column in _WHICH}
-    grads = row.grads
-    for index in range(len(grads)):
-        loss = grads.losses[index]
-        yield {
-            **which,
-            "loss": losses[loss].name if loss < len(losses) else None,
-            "loss_place": str(losses[loss].location or losses[loss].run_by) if loss < len(losses) else None,
-            **{column: getattr(grads, array_name)[index] for column, array_name in _SERIES.items()},
-        }
-
-
-_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _inert(value: object) -> object:
-    """Keeps a spreadsheet from running text as a formula (OWASP, "CSV Injection"), and a terminal from obeying it."""
-    if not isinstance(value, str):
-        return value
-    text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
 _LONGEST_NAME = 200
 
 
@@ -445,27 +401,3 @@ def _quoted(name: str) -> str:
 
 def _index(rows: Sequence[TensorRow], wanted: TensorRow | None) -> int | None:
     return next((index for index, row in enumerate(rows) if row is wanted), None)
-
-
-def _plain(value: Any) -> Any:
-    """Records, tuples and numbers as strict JSON has them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _non_finite(value)
-    if isinstance(value, complex):
-        return [_plain(value.real), _plain(value.imag)]
-    if value is None or isinstance(value, str | int):
-        return value
-    if is_dataclass(value):
-        return _plain_record(value)
-    return [_plain(item) for item in value]
-
-
-def _non_finite(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _plain_record(record: Any) -> dict[str, Any]:
-    plain = {f.name: _plain(getattr(record, f.name)) for f in fields(record) if f.name != "find_tensor"}
-    if isinstance(record, Location):
-        plain["place"] = str(record)
-    return plain

@@ -49,7 +49,8 @@ LAYERS = (
         "journal",
     },
     {"backward"},
-    {"rows", "report", "naming", "observed", "ending", "ledger", "matching", "comparison", "loss_scale"},
+    {"rows", "exports", "report", "reading", "scalars", "naming", "observed", "ending", "ledger", "matching"}
+    | {"comparison", "loss_scale"},
     {"render"},
     {"tracing", "decorating", "live", "compiled"},
     {
@@ -193,9 +194,13 @@ def test_diagnosis_judges_records_alone(module: str) -> None:
     assert foreign_imports(module).isdisjoint({"torch", "IPython", "rich", "jinja2"})
 
 
+DATA = ("records", "report", "exports", "reading", "scalars")
+"""Rooms of the report that write it and read it."""
+
+
 @pytest.mark.parametrize(
     "module",
-    [name for name in inner_modules() if name in ("records", "report") or name.split(".")[0] == "render"],
+    [name for name in inner_modules() if name in DATA or name.split(".")[0] == "render"],
 )
 def test_records_report_and_render_know_neither_torch_nor_the_shell(module: str) -> None:
     """A report can be read and drawn where neither is installed."""

@@ -43,10 +43,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert releases[0] == gradmagic.__version__
 
 
-def test_the_package_brings_its_types_and_templates() -> None:
+def test_the_package_brings_its_types_templates_and_schema() -> None:
     """Files that are no Python travel with the installed package."""
     package = Path(gradmagic.__file__).parent
     assert (package / "py.typed").exists()
+    assert (package / "report.schema.json").exists()
     assert list((package / "render" / "templates").glob("*.j2"))
 
 

@@ -189,11 +189,11 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch: pytest.Monke
         quickstart().to_pandas()
 
 
-def test_the_mimebundle_holds_text_and_html() -> None:
-    """Both from the same report."""
+def test_the_mimebundle_holds_text_html_and_markdown() -> None:
+    """All from the same report."""
     report = rnn()
     bundle = report._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "text/html"}
+    assert set(bundle) == {"text/plain", "text/html", "text/markdown"}
     assert bundle["text/plain"] == str(report)
     assert "0.7042" in bundle["text/html"]
 
