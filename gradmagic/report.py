@@ -16,6 +16,7 @@ from .records import BackwardPass, Coverage, Finding, LedgerEntry, Source, Tenso
 if TYPE_CHECKING:
     from .comparison import Comparison
     from .render.graph import TensorGraph
+    from .scalars import ScalarWriter
 
 SCHEMA_VERSION = 1
 """Version of what `Report.to_dict` gives; it grows when a key changes its meaning or goes away."""
@@ -247,18 +248,31 @@ class Report:
         return found
 
     def to_csv(self, long: bool = False) -> str:
-        """One line per row (RFC 4180); text that a spreadsheet would run gets a leading apostrophe.
+        """The table of `to_pandas` as text (RFC 4180); what a spreadsheet would run gets a leading apostrophe.
 
         Args:
-            long: one line per gradient instead: of each row, pass and occurrence that is kept (see `GradSeries`).
+            long: one line per gradient, as in `to_pandas`.
         """
         return csv_of(*self._table(long))
 
     def to_pandas(self, long: bool = False) -> Any:
-        """One line per row as a ``pandas.DataFrame``, with the columns of `to_csv`.
+        """One line per row, as a `pandas.DataFrame`; what is not there is None, or NaN among numbers.
+
+        * Where: ``line`` of the traced cell; ``place`` as the table has it; ``name``, ``expression``; ``module`` (its
+          path) and ``module_type`` (its class).
+        * What: ``op``, ``grad_fn``, ``kind``; ``shape`` as text, ``dtype``, ``device``; ``count`` of occurrences.
+        * The gradient of the last occurrence, see `GradStats`: ``norm``, ``rms``, ``mean``, ``min``, ``max``,
+          ``zero_fraction``, ``nan_count``, ``inf_count``, ``numel``.
+        * Where there is none: ``reason``, and ``culprit``, the place to blame. ``note``: the remark of the row.
+        * The tensor's own values, under ``--values``: ``value_norm``, ``value_min``, ``value_max``,
+          ``value_nan_count``, ``value_inf_count``.
 
         Args:
-            long: one line per gradient instead, as in `to_csv`.
+            long: one line per gradient instead: of each row, pass and occurrence that is kept (see `GradSeries`). Which
+                row: ``line``, ``place``, ``name``, ``expression``, ``module``, ``op``, ``kind``. Which gradient:
+                ``loss`` and ``loss_place``, what backward started from and where; ``pass`` among all passes, ``step``
+                among those of the loss, ``occurrence`` of the row, ``time`` within the pass, each from 0. Its numbers:
+                ``norm``, ``min``, ``max``, ``zero_fraction``, ``nan_count``.
 
         Raises:
             ImportError: pandas is not installed.
@@ -344,6 +358,27 @@ class Report:
         from .render.markdown import render_markdown
 
         return render_markdown(self)
+
+    def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
+        """Writes norms to TensorBoard, or to anything else that has its ``add_scalar(tag, value, step)``.
+
+        Tags, with the path of the module that holds or made the tensor, and a number behind a name that comes again:
+
+        * ``root/loss``: last value of what each loss started from, where that is a single number;
+        * ``grad_norm/model.fc/weight``: norm of the last gradient of each row that has one, and a name; without the
+          factor that a loss was scaled by for mixed precision;
+        * ``update_ratio/model.fc/weight``: ``||update|| / ||weight||`` at the last step of an optimizer.
+
+        Args:
+            writer: such as ``torch.utils.tensorboard.SummaryWriter()``. It is neither flushed nor closed.
+            step: where on the horizontal axis; the number of the training step.
+
+        Raises:
+            TypeError: `writer` has no ``add_scalar``.
+        """
+        from .scalars import write  # only those who log need it
+
+        write(self, writer, step)
 
     def __str__(self) -> str:
         """The table as plain text, 100 columns wide."""

@@ -15,6 +15,7 @@ import torch  # noqa: F401 - some of the modules below need it, and it is slow t
 import gradmagic
 from gradmagic.magic import GradtraceMagics
 from gradmagic.records import Reason
+from gradmagic.report import Report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -103,6 +104,17 @@ def test_readmes_reasons_are_the_records_reasons() -> None:
     rows = table("reasons")
     assert [row[0].strip("`") for row in rows] == list(get_args(Reason))
     assert all(len(row) == 3 and all(row) for row in rows)
+
+
+@pytest.mark.parametrize("form", ["rows", "long"])
+def test_readmes_columns_are_those_of_pandas_and_its_docstring_has_them_too(form: str) -> None:
+    """Each once, with what it holds; none is made up."""
+    real = Report().to_csv(long=form == "long").strip().split(",")
+    told = [name for row in table("columns") if row[1] in (form, "both") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(told) == sorted(real)
+    assert all(len(row) == 3 and row[2] and row[1] in ("both", "rows", "long") for row in table("columns"))
+    of_rows, of_long = (Report.to_pandas.__doc__ or "").split("Args:")
+    assert set(re.findall(r"``(\w+)``", of_rows if form == "rows" else of_long)) == set(real)
 
 
 def test_every_file_readme_points_to_is_there() -> None:
