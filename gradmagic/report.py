@@ -212,6 +212,7 @@ class Report:
             "default_dtype": self.default_dtype,
             "source": plain(self.source),
             "running": self.running,
+            "called": self.called,
             "rows": plain(self.rows),
         }
 
