@@ -11,6 +11,8 @@ from typing import Any, Literal
 from .curves import Curve, GradSeries
 
 Kind = Literal["parameter", "leaf", "non-leaf", "constant"]
+Called = Literal["cell", "script", "function"]
+"""A word for what was traced."""
 Severity = Literal["error", "warning", "info"]
 RANK: Mapping[Severity, int] = MappingProxyType({"error": 0, "warning": 1, "info": 2})
 """The most severe first."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .exports import COLUMNS, LONG_COLUMNS, csv_of, lines_of, plain
-from .records import BackwardPass, Coverage, Finding, LedgerEntry, Source, TensorRow
+from .records import BackwardPass, Called, Coverage, Finding, LedgerEntry, Source, TensorRow
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -141,7 +141,7 @@ class Report:
     default_dtype: str = "float32"
     source: Source | None = None
     running: bool = False
-    called: str = "cell"
+    called: Called = "cell"
     options: ReportOptions = field(default_factory=ReportOptions)
 
     def __getitem__(self, name: str) -> TensorRow:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .bindings import Binding, Position, through_c
 from .handing import Calls
 from .history import EarlierCell
-from .records import Location, Source
+from .records import Called, Location, Source
 from .sites import Site, positions
 from .source_tree import COMPREHENSIONS, TEXT_LIMIT, SourceTree, Span
 
@@ -43,7 +43,7 @@ class CellSource:
     earlier: Callable[[], Sequence[EarlierCell]] = tuple
     text: str | None = None
     lines: tuple[int, int] | None = None
-    called: str = "cell"
+    called: Called = "cell"
     again: Callable[[str], str] | None = None
 
 
