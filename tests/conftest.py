@@ -1,4 +1,6 @@
-"""Two switches: ``pytest --slow`` runs everything; ``pytest --refresh-golden`` writes what the code gives now."""
+"""Three switches: ``pytest --slow`` runs everything; ``--refresh-golden`` writes what the code gives now, and
+``--screenshots FOLDER`` keeps what the browser saw.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep what the browser saw, as pictures")
     parser.addoption("--slow", action="store_true", help="run whole databases and thousands of programs too")
 
 

@@ -18,6 +18,7 @@ from nbconvert import HTMLExporter, LatexExporter, MarkdownExporter
 from sample_reports import SAMPLES, gan, rnn
 from test_render_html import parsed, words
 
+from gradmagic.comparison import Comparison
 from gradmagic.render.changes import render_html as changes_html
 from gradmagic.render.graph_colors import ALARM, FILLS, NO_GRADIENT, STROKES, edge_color
 from gradmagic.render.html import render_html, render_page
@@ -184,7 +185,7 @@ def test_on_github_the_words_still_read() -> None:
 # ---- nbconvert
 
 
-def notebook(*reports: Report) -> nbformat.NotebookNode:
+def notebook(*reports: Report | Comparison) -> nbformat.NotebookNode:
     """A notebook with the outputs that these reports leave in it."""
     outputs = [
         nbformat.v4.new_output("display_data", data=dict(report._repr_mimebundle_()))  # as IPython asks for it
