@@ -260,7 +260,7 @@ def test_the_notebook_is_saved_with_a_table_for_each_traced_cell() -> None:
     for cell in read_notebook().cells:
         if is_traced(cell):
             reports = [output.data for output in cell.outputs if output.output_type == "display_data"]
-            assert [set(data) for data in reports] == [{"text/html", "text/plain"}], cell.id
+            assert [set(data) for data in reports] == [{"text/html", "text/markdown", "text/plain"}], cell.id
             assert "<table" in reports[0]["text/html"]
 
 

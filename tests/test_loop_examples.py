@@ -421,7 +421,7 @@ def test_the_notebook_is_saved_with_the_report_of_each_traced_cell(name: str, ce
     """One, in both forms, and with each message that comes out today."""
     for outputs in (saved_cell(name, cell).outputs, executed(name).cells[cell].outputs):
         (report,) = [output.data for output in outputs if output.output_type == "display_data"]
-        assert set(report) == {"text/html", "text/plain"}
+        assert set(report) == {"text/html", "text/markdown", "text/plain"}
         assert "<table" in report["text/html"]
         words = "".join(report["text/plain"].split())
         for finding in executed(name).reports[cell]["findings"]:

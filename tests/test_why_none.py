@@ -126,7 +126,7 @@ def test_the_notebook_is_saved_with_the_report_of_each_traced_cell(executed: Exe
     """Both forms, and with each message that comes out today."""
     saved = next(each for each in read_notebook().cells if each.id == cell)
     reports = [output.data for output in saved.outputs if output.output_type == "display_data"]
-    assert [set(data) for data in reports] == [{"text/html", "text/plain"}]
+    assert [set(data) for data in reports] == [{"text/html", "text/markdown", "text/plain"}]
     assert "<table" in reports[0]["text/html"]
     words = "".join(reports[0]["text/plain"].split())
     for finding in executed.findings(cell):
