@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .asserting import TracedCall
     from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
     from .decorating import traced
     from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, Source, TensorRow
-    from .report import Report, ReportOptions
+    from .render.graph import TensorGraph
+    from .report import FindingsError, Report, ReportOptions
     from .tracing import trace
 
     __version__: str
@@ -24,6 +26,7 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "Finding",
+    "FindingsError",
     "GradChange",
     "GradPoint",
     "GradSeries",
@@ -36,7 +39,9 @@ __all__ = [
     "ReportOptions",
     "RootChange",
     "Source",
+    "TensorGraph",
     "TensorRow",
+    "TracedCall",
     "__version__",
     "load_ipython_extension",
     "trace",
@@ -46,6 +51,7 @@ __all__ = [
 
 _HOMES = MappingProxyType(
     {"trace": "tracing", "traced": "decorating", "Report": "report", "ReportOptions": "report"}
+    | {"FindingsError": "report", "TensorGraph": "render.graph", "TracedCall": "asserting"}
     | dict.fromkeys(
         ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "Source", "TensorRow"),
         "records",

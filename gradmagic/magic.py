@@ -110,6 +110,7 @@ def _run(job: _Job) -> Any:
     finally:
         run.close()  # has nothing to do, unless an interrupt came before the first line of the trace's own exit
         _deliver(job, run, screen, finished)
+    _judge(job, run)
     return value if job.code.shown else None
 
 
@@ -128,6 +129,7 @@ async def _run_awaiting(job: _Job) -> Any:
         finally:
             run.close()  # as above
             left_behind.deliver()
+        _judge(job, run)
     except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
         pass_on(job.shell, error)
         raise
@@ -273,6 +275,12 @@ def _deliver(job: _Job, run: trace, screen: _Screen, finished: bool) -> None:
             screen.finish(report)
     except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
         print(_apology(error, output, made=run.report is not None), file=sys.stderr)
+
+
+def _judge(job: _Job, run: trace) -> None:
+    """Fails a cell that itself came to its end, where ``--strict`` asks for it."""
+    if job.options.strict and run.report is not None:
+        run.report.raise_for_findings()
 
 
 def _compare(job: _Job, report: Report, screen: _Screen) -> None:

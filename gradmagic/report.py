@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .exports import COLUMNS, LONG_COLUMNS, csv_of, lines_of, plain
-from .records import BackwardPass, Called, Coverage, Finding, LedgerEntry, Source, TensorRow
+from .records import RANK, BackwardPass, Called, Coverage, Finding, LedgerEntry, Severity, Source, TensorRow
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -97,6 +97,28 @@ class TensorNotFoundError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class FindingsError(AssertionError):
+    """A report has findings that a test or a notebook in CI does not let pass.
+
+    Attributes:
+        findings: those that did not pass.
+    """
+
+    def __init__(self, text: str, findings: Sequence[Finding]) -> None:
+        """Keep what was found.
+
+        Args:
+            text: the findings in words.
+            findings: themselves.
+        """
+        super().__init__(text)
+        self.findings = tuple(findings)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback, whose lines would all be gradmagic's own."""
+        return [f"FindingsError: {self}"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -347,6 +369,27 @@ class Report:
         from .render.network import graph_view
 
         return TensorGraph(graph_view(self.with_options(ReportOptions(depth=depth, all=all))))
+
+    def raise_for_findings(self, severity: Severity = "error", ignore: Iterable[str] = ()) -> None:
+        """Raises if there is a finding of this severity or a worse one, for a test or a notebook that runs in CI.
+
+        Args:
+            severity: ``error``, ``warning`` (those too) or ``info`` (all).
+            ignore: kinds of findings that may be there, such as ``"unused"``.
+
+        Raises:
+            FindingsError: (an AssertionError) there is one; its text is that of the findings.
+            ValueError: `severity` is none of the three.
+        """
+        from .render.failing import findings_text  # only a failure is drawn
+
+        __tracebackhide__ = True
+        if severity not in RANK:
+            raise ValueError(f"severity must be 'error', 'warning' or 'info', not {severity!r}")
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore)
+        found = [f for f in self.findings if RANK[f.severity] <= RANK[severity] and f.kind not in ignored]
+        if found:
+            raise FindingsError(findings_text(found), found)
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""

@@ -70,6 +70,11 @@ DECLARED: tuple[Declared, ...] = (
     Declared(("--depth",), "how far modules are opened (0: a line for each model)", {"type": int, "metavar": "N"}),
     Declared(("--source",), "show the {code}'s code too, each line with its gradient"),
     Declared(("--diff",), "show what changed since the last traced run of this cell", in_scripts=False),
+    Declared(
+        ("--strict",),
+        "fail when there is a finding of the severity error, so that a notebook that runs in CI stops there",
+        in_scripts=False,
+    ),
     Declared(("--plot",), "draw how gradients flow, and over steps (needs matplotlib)", in_scripts=False),
     Declared(("--graph",), "draw the graph of the tensors, with the gradients on its edges", in_scripts=False),
 )
@@ -94,6 +99,7 @@ class Options:
         source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
+        strict: fail when there is a finding of the severity error.
         plot: draw how gradients flow.
         graph: draw the graph of the tensors.
     """
@@ -111,6 +117,7 @@ class Options:
     source: bool = False
     live: bool = False
     diff: bool = False
+    strict: bool = False
     plot: bool = False
     graph: bool = False
 

@@ -52,8 +52,9 @@ LAYERS = (
     {"rows", "exports", "report", "reading", "scalars", "naming", "observed", "ending", "ledger", "matching"}
     | {"comparison", "loss_scale"},
     {"render"},
-    {"tracing", "decorating", "live", "compiled"},
+    {"tracing", "decorating", "asserting", "live", "compiled"},
     {
+        "pytest_plugin",
         "script",
         "settings",
         "late",

@@ -21,6 +21,7 @@ from gradmagic.settings import DECLARED
 
 pytestmark = pytest.mark.real
 ROOT = Path(gradmagic.__file__).parent.parent
+CHECKOUT = Path(__file__).parent.parent
 LEARN = """
 import torch
 w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -279,7 +280,7 @@ def test_a_stream_without_unicode_gets_ascii(tmp_path: Path) -> None:
 
 def test_readme_names_every_option_that_is_different() -> None:
     """Those of the magic that scripts lack, and those that only scripts have."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## In a script\n")[2].partition("\n## ")[0]
     lacking = {each.flags[0] for each in DECLARED if each not in DECLARED_HERE and each.flags[0] != "-q"}
     found = re.search(r"what a notebook is needed for\s\((.*?)\)", section)
@@ -324,7 +325,7 @@ def test_the_installed_command_is_no_different(tmp_path: Path) -> None:
     write(tmp_path, bin__in__gradtrace=command, s=ABOUT_MAIN + "import torch\n1 / 0\n")
     plain, traced = python(tmp_path, "s.py"), python(tmp_path, "bin/gradtrace.py", "-q", "s.py")
     assert traced == plain
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"gradtrace": "gradmagic.command:main"}
 
 

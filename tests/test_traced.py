@@ -334,7 +334,7 @@ def test_nothing_of_a_call_is_kept() -> None:
 
 def test_readmes_example_prints_what_its_comment_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a person runs it, from a file."""
-    readme = (Path(gradmagic.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- example: traced -->\n```python\n(.*?)```", readme, re.DOTALL)
     assert found is not None
     file = tmp_path / "script.py"
