@@ -175,7 +175,7 @@ class TestFixture:
     def test_nan_is_not_finite(self, gradtrace: Call) -> None:  # noqa: F811
         """The gradient of the square root of zero times zero."""
         w = torch.zeros(2, requires_grad=True)
-        call = gradtrace(lambda: (0 * w.sqrt()).sum())
+        call = gradtrace(root_times_zero, w)
         with pytest.raises(AssertionError, match=r"not finite|NaN"):
             call.assert_finite()
 
@@ -203,6 +203,10 @@ class TestFixture:
         """As in `report["..."]`."""
         with pytest.raises(KeyError, match="did you mean 'hidden'"):
             gradtrace(hidden_sum, torch.ones(2, requires_grad=True)).assert_reaches("hiden")
+
+
+def root_times_zero(w: torch.Tensor) -> torch.Tensor:
+    return (w.sqrt() * 0).sum()
 
 
 def divided(x: int) -> float:
