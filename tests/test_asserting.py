@@ -20,7 +20,6 @@ from shells import session
 from torch import nn
 
 from gradmagic.asserting import TracedCall
-from gradmagic.pytest_plugin import gradtrace  # noqa: F401 - the fixture, also where the package's entry point is not
 from gradmagic.records import Finding
 from gradmagic.report import FindingsError, Report
 
@@ -141,7 +140,7 @@ class Cut(Forked):
 
 
 class TestFixture:
-    def test_a_model_that_learns_passes(self, gradtrace: Call) -> None:  # noqa: F811 - the fixture
+    def test_a_model_that_learns_passes(self, gradtrace: Call) -> None:
         """Parameters, named parameters, modules, tensors and names; asserts can follow one another."""
         torch.manual_seed(0)
         model, x = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(4, 2, requires_grad=True)
@@ -152,13 +151,13 @@ class TestFixture:
         assert torch.equal(call.value, loss_of(model, x))
         assert torch.equal(gradient, torch.autograd.grad(loss_of(model, x), model[0].weight)[0])
 
-    def test_what_is_not_used_fails_by_its_name(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_what_is_not_used_fails_by_its_name(self, gradtrace: Call) -> None:
         """With its own name where one is known."""
         model = Forked()
         with pytest.raises(AssertionError, match=r"idle\.weight"):
             gradtrace(loss_of, model, torch.ones(1, 2)).assert_reaches(model)
 
-    def test_a_cut_fails_with_the_finding(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_a_cut_fails_with_the_finding(self, gradtrace: Call) -> None:
         """Once, though it names two parameters."""
         model = Cut()
         with pytest.raises(AssertionError) as caught:
@@ -166,26 +165,26 @@ class TestFixture:
         assert str(caught.value).count("detach()") == 1
         assert "idle.weight" in str(caught.value)
 
-    def test_zeros_do_not_reach(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_zeros_do_not_reach(self, gradtrace: Call) -> None:
         """A dead unit is no path."""
         w = torch.ones(2, requires_grad=True)
         with pytest.raises(AssertionError, match="zero"):
             gradtrace(lambda: (w - 5).relu().sum()).assert_reaches(w)
 
-    def test_nan_is_not_finite(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_nan_is_not_finite(self, gradtrace: Call) -> None:
         """The gradient of the square root of zero times zero."""
         w = torch.zeros(2, requires_grad=True)
         call = gradtrace(root_times_zero, w)
         with pytest.raises(AssertionError, match=r"not finite|NaN"):
             call.assert_finite()
 
-    def test_modules_and_partials_can_be_called(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_modules_and_partials_can_be_called(self, gradtrace: Call) -> None:
         """Whatever can be called."""
         layer = nn.Linear(2, 1)
         gradtrace(layer, torch.ones(1, 2)).assert_reaches(layer)
         gradtrace(partial(loss_of, layer), torch.ones(1, 2)).assert_reaches(layer.weight)
 
-    def test_an_error_of_the_function_goes_on(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_an_error_of_the_function_goes_on(self, gradtrace: Call) -> None:
         """As it is."""
         with pytest.raises(ZeroDivisionError):
             gradtrace(divided, 0)
@@ -193,13 +192,13 @@ class TestFixture:
     @pytest.mark.parametrize(
         ("wanted", "message"), [((), "given none"), ((3,), "not int"), (([None],), "not NoneType")]
     )
-    def test_asking_for_nothing_is_refused(self, gradtrace: Call, wanted: tuple[object, ...], message: str) -> None:  # noqa: F811
+    def test_asking_for_nothing_is_refused(self, gradtrace: Call, wanted: tuple[object, ...], message: str) -> None:
         """A check that cannot fail is no check."""
         call = gradtrace(lambda: torch.ones(1, requires_grad=True).sum())
         with pytest.raises(TypeError, match=message):
             call.assert_reaches(*wanted)  # type: ignore[arg-type]  # what is tested
 
-    def test_a_name_that_is_none_has_near_misses(self, gradtrace: Call) -> None:  # noqa: F811
+    def test_a_name_that_is_none_has_near_misses(self, gradtrace: Call) -> None:
         """As in `report["..."]`."""
         with pytest.raises(KeyError, match="did you mean 'hidden'"):
             gradtrace(hidden_sum, torch.ones(2, requires_grad=True)).assert_reaches("hiden")
@@ -238,7 +237,7 @@ class TestPlugin:
                 """
             )
         )
-        options = ["-q", "-p", "no:cacheprovider", "-p", "gradmagic.pytest_plugin"]
+        options = ["-q", "-p", "no:cacheprovider"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "test_it.py"],
             cwd=tmp_path,
