@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
     from .decorating import traced
-    from .records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, Source, TensorRow
+    from .records import (
+        BackwardPass,
+        Finding,
+        GradStats,
+        InnerStep,
+        LedgerEntry,
+        Location,
+        Source,
+        TensorRow,
+        Thresholds,
+    )
     from .render.graph import TensorGraph
     from .report import FindingsError, Report, ReportOptions
     from .tracing import trace
@@ -41,6 +51,7 @@ __all__ = [
     "Source",
     "TensorGraph",
     "TensorRow",
+    "Thresholds",
     "TracedCall",
     "__version__",
     "load_ipython_extension",
@@ -53,7 +64,17 @@ _HOMES = MappingProxyType(
     {"trace": "tracing", "traced": "decorating", "Report": "report", "ReportOptions": "report"}
     | {"FindingsError": "report", "TensorGraph": "render.graph", "TracedCall": "asserting"}
     | dict.fromkeys(
-        ("BackwardPass", "Finding", "GradStats", "InnerStep", "LedgerEntry", "Location", "Source", "TensorRow"),
+        (
+            "BackwardPass",
+            "Finding",
+            "GradStats",
+            "InnerStep",
+            "LedgerEntry",
+            "Location",
+            "Source",
+            "TensorRow",
+            "Thresholds",
+        ),
         "records",
     )
     | dict.fromkeys(("Comparison", "GradChange", "RootChange"), "comparison")

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from .diagnosis.facts import NoRoot
 from .optimizers import OptimizerWatch
+from .records import Thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Ending:
         grad_mode: False when gradients were switched off before the block began.
         optimizers: which optimizers stepped, and where.
         no_root: why gradtrace ran no backward, or None.
+        thresholds: from where on something is worth a finding.
         cut_root: index of the place of a number that would be the loss, had its way not been cut; or None.
     """
 
@@ -26,5 +28,6 @@ class Ending:
     traceback: TracebackType | None
     grad_mode: bool
     optimizers: OptimizerWatch
+    thresholds: Thresholds
     no_root: NoRoot | None = None
     cut_root: int | None = None

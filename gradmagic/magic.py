@@ -15,13 +15,15 @@ from traceback import extract_tb
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from .awaiting import AwaitTransformer
 from .cell import Cell, cell_id, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
+from .defaults import GradTrace
 from .options import options_from, require_code, split
 from .previous import PreviousReports
 from .raised import told_briefly
@@ -52,6 +54,7 @@ class GradtraceMagics(Magics):
         """Bind to a shell."""
         super().__init__(shell)
         self.previous = PreviousReports()
+        self.defaults = GradTrace(parent=shell)
 
     @magic_arguments()
     @_options
@@ -72,18 +75,44 @@ class GradtraceMagics(Magics):
         """
         __tracebackhide__ = True
         words, rest = split(line)
-        options = options_from(self.gradtrace.parser, words)
+        options = options_from(self.gradtrace.parser, words, self.defaults.options())
         require_code(rest, cell)
         shell = self.shell
         try:
             heading = f"%%gradtrace {line}".rstrip()
             code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
             written = None if cell is None else f"{heading}\n{cell}"
-            job = _Job(shell, code, options, self.previous, rest if cell is None else cell, written)
+            job = _Job(shell, code, options, self.previous, self.defaults, rest if cell is None else cell, written)
             return _run_awaiting(job) if require_awaited(shell, code) else _run(job)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
             raise
+
+    @no_var_expand
+    @line_magic
+    def gradtrace_config(self, line: str) -> None:
+        """Show or set what ``%%gradtrace`` does unless its line says otherwise, for the rest of the session.
+
+        Alone it shows the defaults that are not the usual ones::
+
+            %gradtrace_config rows=50 source=True
+            %gradtrace_config
+            %gradtrace_config reset
+
+        For every session: ``c.GradTrace.rows = 50`` in ``ipython_config.py``. ``%config GradTrace`` lists all of them:
+        the options of the magic, and the thresholds of the findings (``spread``, ``dead_share``, ``saturated_share``,
+        ``dominates``).
+        """
+        if line.strip() == "reset":
+            self.defaults.reset()
+        else:
+            try:
+                for word in line.split():
+                    self.defaults.take(word)
+            except ValueError as error:
+                raise UsageError(f"%gradtrace_config: {error}") from None
+        changed = self.defaults.changed()
+        print(" ".join(f"{name}={value}" for name, value in changed.items()) or "the usual defaults")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +123,7 @@ class _Job:
     code: Cell
     options: Options
     previous: PreviousReports
+    defaults: GradTrace
     text: str
     written: str | None
 
@@ -152,6 +182,7 @@ def _prepared(job: _Job) -> tuple[trace, _Screen]:
         live=screen.show if options.live else None,
         namespace=shell.user_ns,
         cell=source,
+        thresholds=job.defaults.thresholds(),
     )
     return run, screen
 
@@ -326,6 +357,7 @@ def register(shell: InteractiveShell) -> None:
     unregister(shell)
     shell.register_magics(GradtraceMagics)
     ours = shell.magics_manager.registry[GradtraceMagics.__name__]
+    shell.configurables.append(ours.defaults)  # for `%config GradTrace`
 
     def is_there() -> bool:
         return getattr(shell.find_cell_magic("gradtrace"), "__self__", None) is ours
@@ -344,4 +376,5 @@ def unregister(shell: InteractiveShell) -> None:
     for table in shell.magics_manager.magics.values():
         for name in [name for name, function in table.items() if getattr(function, "__self__", None) is magics]:
             del table[name]
-    shell.configurables[:] = [each for each in shell.configurables if each is not magics]
+    ours = (magics, magics.defaults)
+    shell.configurables[:] = [each for each in shell.configurables if not any(each is one for one in ours)]

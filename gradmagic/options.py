@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -35,8 +38,8 @@ def split(line: str) -> tuple[list[str], str]:
     return words, "" if rest.startswith("#") else rest
 
 
-def options_from(parser: Any, words: list[str]) -> Options:
-    """The options that the words stand for.
+def options_from(parser: Any, words: list[str], defaults: Mapping[str, Any] = MappingProxyType({})) -> Options:
+    """The options that the words stand for; where they say nothing, the person's own defaults.
 
     Raises:
         UsageError: they are no options, or cannot be what they are, or not together.
@@ -46,17 +49,26 @@ def options_from(parser: Any, words: list[str]) -> Options:
     parser.allow_abbrev = False  # `--back loss` would leave its value behind
     arguments = vars(parser.parse_args(attached))
     arguments.pop("statement")
-    options = Options(**{name: unquoted(value) for name, value in arguments.items()})
+    asked = Options(**{name: unquoted(value) for name, value in arguments.items()})
+    _check_quiet(asked)
+    options = with_defaults(asked, defaults)
     try:
         check_values(options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.output is not None and (not options.output.isidentifier() or keyword.iskeyword(options.output)):
         raise UsageError(f"-o/--output: {options.output!r} is no name a variable can have")
-    _check_quiet(options)
     if options.plot and find_spec("matplotlib") is None:
         raise UsageError('--plot needs matplotlib: pip install "gradmagic[plot]"')
     return options
+
+
+def with_defaults(asked: Options, defaults: Mapping[str, Any]) -> Options:
+    """What was asked for on the line, and the defaults of everything else; ``-q`` still displays nothing."""
+    usual = Options()
+    open_ones = {name: value for name, value in defaults.items() if getattr(asked, name) == getattr(usual, name)}
+    options = replace(asked, **open_ones)
+    return replace(options, live=False, plot=False, graph=False) if options.quiet else options
 
 
 def _check_repeated(words: list[str]) -> None:

@@ -139,6 +139,43 @@ class InnerStep:
     grads: GradSeries = field(default_factory=GradSeries, repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """From where on a run is worth a finding.
+
+    Attributes:
+        spread: a gradient that shrinks or grows by more than this factor on its way vanishes or explodes. One of size 1
+            at the one end then lies below the smallest normal number of float16 (2**-14) at the other, the underflow
+            that loss scaling was made for (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
+        dead_share: share of dead units from which a ReLU layer is worth a finding; its row counts them from a tenth on.
+            On an input of one or two dimensions a random unit is off everywhere with a probability of up to one half,
+            so that of 16 units of a healthy new layer three quarters or more are dead in 4 % of cases at the most
+            (binomial distribution).
+        saturated_share: more than this share of the elements pass less than 2 % of the gradient.
+        dominates: one norm is this many times the next largest: after clipping by the total norm, all others are below
+            1 % of the limit.
+
+    Raises:
+        ValueError: a factor is not larger than 1, or a share not between 0 and 1.
+    """
+
+    spread: float = 2.0**14
+    dead_share: float = 0.75
+    saturated_share: float = 0.5
+    dominates: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("spread", "dominates"):
+            if not getattr(self, name) > 1:
+                raise ValueError(f"{name} must be larger than 1, not {getattr(self, name)}")
+        for name in ("dead_share", "saturated_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+
+
+USUAL = Thresholds()
+
+
 def _gone() -> None:
     return None
 

@@ -124,6 +124,7 @@ class Assembler:
             with_values=self._recorder.with_values,
             made_in=observer.made_in(rows),
             no_root=why,
+            thresholds=ending.thresholds,
         )
 
     def _fact(self, draft: Draft, weight: float | None) -> RowFacts:

@@ -35,7 +35,7 @@ from .optimizers import OptimizerWatch
 from .places import Path
 from .raised import told, told_briefly
 from .recorder import Recorder
-from .records import RANK, Coverage
+from .records import RANK, USUAL, Coverage, Thresholds
 from .report import Report
 from .rows import Assembler, Assembly
 from .sources import CellSource, Sources, library_folders
@@ -66,7 +66,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         fault: what failed then.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - but one can only be given by name
         self,
         backward: str = "auto",
         *,
@@ -75,6 +75,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         live: Callable[[Report], None] | None = None,
         namespace: Mapping[str, Any] | None = None,
         cell: CellSource | None = None,
+        thresholds: Thresholds = USUAL,
     ) -> None:
         """Prepare a trace.
 
@@ -87,6 +88,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
                 second and for a tenth of the time. Of the findings it has only the errors; the rest is judged last.
             namespace: where names are looked up afterwards; the caller's variables by default.
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
+            thresholds: from where on what vanishes, explodes, is dead or saturated is worth a finding.
         """
         self.report: Report | None = None
         self.fault: Exception | None = None
@@ -96,6 +98,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self._live = live
         self._namespace = namespace
         self._cell = cell
+        self._thresholds = thresholds
         self._offered: object = None
         self._state: _Running | None = None
 
@@ -127,7 +130,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module, typing_extensions))
-        self._state = _Running(recorder, ledger, sources, variables, frame.f_lineno)
+        self._state = _Running(recorder, ledger, sources, variables, frame.f_lineno, self._thresholds)
         if self._live is not None:
             ledger.after_pass = _Live(self._state, self._live).after_pass
         try:
@@ -217,12 +220,21 @@ class _Variables:
 class _Running:
     """What lives while the block runs."""
 
-    def __init__(self, recorder: Recorder, ledger: Ledger, sources: Sources, variables: _Variables, line: int) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        ledger: Ledger,
+        sources: Sources,
+        variables: _Variables,
+        line: int,
+        thresholds: Thresholds,
+    ) -> None:
         self.recorder = recorder
         self.ledger = ledger
         self.sources = sources
         self.line = line
         """Where the trace was entered."""
+        self.thresholds = thresholds
         self.start = time.perf_counter()
         self.eagerly = RunningEagerly()
         self.variables = variables
@@ -312,6 +324,7 @@ class _Finish:
             traceback=self._traceback,
             grad_mode=self._state.grad_mode,
             optimizers=self._state.optimizers,
+            thresholds=self._state.thresholds,
             no_root=self._why,
             cut_root=self._cut_root,
         )

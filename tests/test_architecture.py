@@ -55,6 +55,7 @@ LAYERS = (
     {"tracing", "decorating", "asserting", "live", "compiled"},
     {
         "pytest_plugin",
+        "defaults",
         "script",
         "settings",
         "late",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..curves import GradSeries
-from ..records import GradStats, Kind, Location
+from ..records import USUAL, GradStats, Kind, Location, Thresholds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -454,6 +454,7 @@ class RunFacts:
         with_values: forward statistics were asked for.
         made_in: where tensors of earlier cells were made, by row.
         no_root: why gradtrace ran no backward, or None.
+        thresholds: from where on something is worth a finding.
     """
 
     rows: tuple[RowFacts, ...]
@@ -475,6 +476,7 @@ class RunFacts:
     with_values: bool = False
     made_in: Mapping[int, Location] = field(default_factory=dict)
     no_root: NoRoot | None = None
+    thresholds: Thresholds = USUAL
 
     @property
     def failed(self) -> str | None:

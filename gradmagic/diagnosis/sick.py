@@ -14,29 +14,11 @@ from .flow import Flow
 from .not_finite import find_not_finite
 from .words import by_module, named, number, quoted, times
 
-SPREAD = 2.0**14
-"""A gradient that shrinks or grows by more than this on its way vanishes or explodes.
-
-A gradient of size 1 at the one end then lies below the smallest normal number of float16 (2**-14) at the other, the
-underflow that loss scaling was made for (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
-"""
 _STEPS = 5
 """Fewer repetitions, or layers, tell no trend."""
 
-DEAD_SHARE = 0.75
-"""Share of dead units from which a ReLU layer is worth a finding; its row counts them from a tenth on.
-
-On an input of one or two dimensions a random unit is off everywhere with a probability of up to one half, so that of 16
-units of a healthy new layer three quarters or more are dead in 4 % of cases at the most (binomial distribution).
-"""
 _SAMPLES = 8
 """A unit that is zero in fewer samples may be so by chance: 1/2 to the power of 8 is 0.4 %."""
-
-SATURATED_SHARE = 0.5
-"""More than half of the elements pass less than 2 % of the gradient (see `statistics.activity`)."""
-
-DOMINATES = 100.0
-"""One norm this many times the next largest: after clipping by the total norm all others are below 1 % of the limit."""
 
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """Distance from 1 to the next number (``torch.finfo(dtype).eps``). A change of less than half of it is rounded away."""
@@ -69,7 +51,7 @@ def _through_time(run: RunFacts) -> list[Finding]:
         norms = _norms_in_last_pass(row)
         if len(norms) < _STEPS:
             continue
-        trend = _trend(norms)
+        trend = _trend(norms, run.thresholds.spread)
         if trend is None:
             continue
         kind = "vanishing" if trend < 1 else "exploding"
@@ -83,14 +65,14 @@ def _norms_in_last_pass(row: RowFacts) -> list[float]:
     return list(row.grads.last_pass().norm)
 
 
-def _trend(norms: Sequence[float]) -> float | None:
-    """Norm at the far end (the first occurrence) over norm at the near end, when it is a trend beyond `SPREAD`."""
+def _trend(norms: Sequence[float], spread: float) -> float | None:
+    """Norm at the far end (the first occurrence) over norm at the near end, when it is a trend beyond `spread`."""
     if not all(map(math.isfinite, norms)) or not norms[-1]:
         return None
     positive = [norm for norm in norms if norm > 0]
     underflowed = norms[0] == 0 and min(positive) < 1e-30
     ratio = (min(positive) if underflowed else norms[0]) / norms[-1]
-    if ratio <= 0 or 1 / SPREAD <= ratio <= SPREAD:
+    if ratio <= 0 or 1 / spread <= ratio <= spread:
         return None
     steps = [math.log(after / before) for before, after in itertools.pairwise(positive)]
     towards = [step > 0 if ratio < 1 else step < 0 for step in steps]
@@ -126,7 +108,7 @@ def _through_depth(run: RunFacts) -> list[Finding]:
     for rows in (weights, outputs):
         layers = [(index, run.rows[index]) for index in rows if run.rows[index].grad is not None]
         sizes = [row.grad.rms for _, row in layers if row.grad is not None]
-        trend = _trend(sizes) if len(layers) >= _STEPS else None
+        trend = _trend(sizes, run.thresholds.spread) if len(layers) >= _STEPS else None
         if trend is not None:
             return [_depth_finding(run, layers, sizes, trend)]
     return []
@@ -170,7 +152,7 @@ def _dead(run: RunFacts) -> list[Finding]:
         if activity is None or row.op in ("tanh", "sigmoid", "softmax") or not row.reached or activity.units < 2:
             continue
         everywhere = activity.share == 1.0
-        many = activity.samples >= _SAMPLES and activity.idle >= DEAD_SHARE * activity.units
+        many = activity.samples >= _SAMPLES and activity.idle >= run.thresholds.dead_share * activity.units
         if everywhere or many:
             found.append(_dead_finding(row, index))
     return found[:3]
@@ -277,7 +259,7 @@ def _saturated(run: RunFacts, flow: Flow) -> list[Finding]:
             continue
         users = {run.rows[user].op for user in flow.consumers.get(index, ())}
         # With the logarithm of the loss the flat slope cancels out; a certain classifier is no sick one.
-        if users & {"binary_cross_entropy", "log"} or activity.share <= SATURATED_SHARE:
+        if users & {"binary_cross_entropy", "log"} or activity.share <= run.thresholds.saturated_share:
             continue
         if activity.units * activity.samples < (2 if row.op == "softmax" else _SAMPLES):
             continue
@@ -310,7 +292,9 @@ def _learning(run: RunFacts) -> list[tuple[int, RowFacts]]:
 def _dominating(run: RunFacts) -> list[Finding]:
     leaves = _learning(run)
     by_norm = sorted(leaves, key=lambda pair: -_norm(pair[1]))
-    if len(by_norm) < 3 or _norm(by_norm[1][1]) == 0 or _norm(by_norm[0][1]) < DOMINATES * _norm(by_norm[1][1]):
+    if len(by_norm) < 3 or _norm(by_norm[1][1]) == 0:
+        return []
+    if _norm(by_norm[0][1]) < run.thresholds.dominates * _norm(by_norm[1][1]):
         return []
     (index, row), (_, second) = by_norm[:2]
     others = [_norm(other) for _, other in by_norm[1:]]

@@ -1,0 +1,92 @@
+"""The person's own defaults: ``c.GradTrace.rows = 50``, ``%config GradTrace`` and ``%gradtrace_config``."""
+
+# mypy: disable-error-code="no-untyped-call"
+# traitlets' constructors carry no type hints.
+
+from __future__ import annotations
+
+from typing import Any
+
+from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
+from traitlets.config import Configurable
+
+from .settings import Options, check_values
+
+OPTIONS = ("all", "depth", "filter", "graph", "live", "plot", "rows", "sort", "source", "strict", "values", "zero_grad")
+
+
+class GradTrace(Configurable):
+    """What ``%%gradtrace`` does unless its line says otherwise."""
+
+    all = Bool(False, help="show also constants and every unnamed row").tag(config=True)
+    depth = Int(None, allow_none=True, help="how far modules are opened").tag(config=True)
+    filter = Unicode(None, allow_none=True, help="show only rows whose name, op or module holds this").tag(config=True)
+    graph = Bool(False, help="draw the graph of the tensors").tag(config=True)
+    live = Bool(False, help="show the report while the cell runs").tag(config=True)
+    plot = Bool(False, help="draw how gradients flow").tag(config=True)
+    rows = Int(None, allow_none=True, help="show at most so many rows").tag(config=True)
+    sort = Enum(("line", "norm", "name"), None, allow_none=True, help="order of the rows").tag(config=True)
+    source = Bool(False, help="show the cell's code too").tag(config=True)
+    strict = Bool(False, help="fail when there is a finding of the severity error").tag(config=True)
+    values = Bool(False, help="show each tensor's own values too").tag(config=True)
+    zero_grad = Bool(False, help="first clear the .grad of the leaves that are used").tag(config=True)
+    spread = Float(2.0**14, help="the factor beyond which a gradient vanishes or explodes").tag(config=True)
+    dead_share = Float(0.75, help="the share of dead units that is worth a finding").tag(config=True)
+    saturated_share = Float(0.5, help="the share of saturated elements that is worth a finding").tag(config=True)
+    dominates = Float(100.0, help="how many times the next largest a dominating gradient is").tag(config=True)
+
+    @validate("rows", "depth")
+    def _check_option(self, proposal: Any) -> Any:
+        try:
+            check_values(Options(**{proposal["trait"].name: proposal["value"]}))
+        except ValueError as error:
+            raise TraitError(str(error).replace("--", "")) from None
+        return proposal["value"]
+
+    @validate("spread", "dead_share", "saturated_share", "dominates")
+    def _check_threshold(self, proposal: Any) -> Any:
+        from .records import Thresholds  # not needed for loading the extension
+
+        try:
+            Thresholds(**{proposal["trait"].name: proposal["value"]})
+        except ValueError as error:
+            raise TraitError(str(error)) from None
+        return proposal["value"]
+
+    def options(self) -> dict[str, Any]:
+        """The defaults of the magic's options that are not the usual ones."""
+        usual = Options()
+        return {name: value for name in OPTIONS if (value := getattr(self, name)) != getattr(usual, name)}
+
+    def thresholds(self) -> Any:
+        """From where on something is worth a finding, as `records.Thresholds`."""
+        from .records import Thresholds  # not needed for loading the extension
+
+        return Thresholds(**{name: getattr(self, name) for name in Thresholds.__dataclass_fields__})
+
+    def changed(self) -> dict[str, Any]:
+        """Every default that is not the usual one."""
+        traits = self.traits(config=True)
+        return {name: getattr(self, name) for name in traits if getattr(self, name) != traits[name].default_value}
+
+    def reset(self) -> None:
+        """Back to the usual ones."""
+        for name, trait in self.traits(config=True).items():
+            setattr(self, name, trait.default_value)
+
+    def take(self, assignment: str) -> None:
+        """Set one of them as it is written: ``rows=50``, ``source=True``, ``depth=None``.
+
+        Raises:
+            ValueError: it is written otherwise, nothing has that name, or the value cannot be.
+        """
+        name, equals, text = assignment.partition("=")
+        traits = self.traits(config=True)
+        if not equals:
+            raise ValueError(f"{assignment!r} is no NAME=VALUE, such as rows=50")
+        if name not in traits:
+            raise ValueError(f"there is no default {name!r}; there are {', '.join(sorted(traits))}")
+        try:
+            setattr(self, name, None if text == "None" else traits[name].from_string(text))
+        except (TraitError, ValueError) as error:
+            raise ValueError(f"{name}={text}: {error}") from None
