@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from .asserting import TracedCall
+    from .checks import GradientCheck, GradientChecks
     from .comparison import Comparison, GradChange, RootChange
     from .curves import Curve, CurvePoint, GradPoint, GradSeries, PassSummary
     from .decorating import traced
@@ -41,6 +42,8 @@ __all__ = [
     "GradPoint",
     "GradSeries",
     "GradStats",
+    "GradientCheck",
+    "GradientChecks",
     "InnerStep",
     "LedgerEntry",
     "Location",
@@ -77,6 +80,7 @@ _HOMES = MappingProxyType(
         ),
         "records",
     )
+    | dict.fromkeys(("GradientCheck", "GradientChecks"), "checks")
     | dict.fromkeys(("Comparison", "GradChange", "RootChange"), "comparison")
     | dict.fromkeys(("Curve", "CurvePoint", "GradPoint", "GradSeries", "PassSummary"), "curves")
 )

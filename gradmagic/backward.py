@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -387,15 +387,19 @@ class RootChoice:
     candidates: tuple[Tensor, ...] = ()
 
 
-def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder) -> RootChoice:
+def choose_root(
+    offered: object, named: Mapping[int, object], recorder: Recorder, never: Collection[int] = ()
+) -> RootChoice:
     """Choose the root as DESIGN's "The root" says.
 
     Args:
         offered: value of the cell's last expression.
         named: names of the tensors in the namespace, by id.
         recorder: knows which tensors this cell made, and when.
+        never: ids of tensors that are not chosen.
     """
-    alive = [(tensor, entry) for tensor, entry in recorder.alive() if entry.place is not None and is_scalar(tensor)]
+    scalar = ((tensor, entry) for tensor, entry in recorder.alive() if id(tensor) not in never and is_scalar(tensor))
+    alive = [(tensor, entry) for tensor, entry in scalar if entry.place is not None]
     made = [
         (_made_as(tensor, entry), tensor) for tensor, entry in alive if is_deep(entry) or recorder.made_here(tensor)
     ]
@@ -403,7 +407,7 @@ def choose_root(offered: object, named: Mapping[int, object], recorder: Recorder
     scalars = [tensor for _, tensor in made]
     bound = [tensor for tensor in scalars if id(tensor) in named]
     last = (bound or scalars)[-1] if scalars else None
-    root = offered if isinstance(offered, Tensor) and is_scalar(offered) else last
+    root = offered if isinstance(offered, Tensor) and is_scalar(offered) and id(offered) not in never else last
     others = tuple(tensor for tensor in bound if tensor is not root)
     return RootChoice(root, others)
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from typing import Any
 
-from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
+from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
+from .pairing import PATTERNS, checked_patterns
 from .settings import Options, check_values
 
 OPTIONS = ("all", "depth", "filter", "graph", "live", "plot", "rows", "sort", "source", "strict", "values", "zero_grad")
@@ -30,6 +32,9 @@ class GradTrace(Configurable):
     strict = Bool(False, help="fail when there is a finding of the severity error").tag(config=True)
     values = Bool(False, help="show each tensor's own values too").tag(config=True)
     zero_grad = Bool(False, help="first clear the .grad of the leaves that are used").tag(config=True)
+    patterns = List(
+        Unicode(), list(PATTERNS), help="how the gradients that --check finds are called; {} is the tensor's name"
+    ).tag(config=True)
     spread = Float(2.0**14, help="the factor beyond which a gradient vanishes or explodes").tag(config=True)
     dead_share = Float(0.75, help="the share of dead units that is worth a finding").tag(config=True)
     saturated_share = Float(0.5, help="the share of saturated elements that is worth a finding").tag(config=True)
@@ -42,6 +47,13 @@ class GradTrace(Configurable):
         except ValueError as error:
             raise TraitError(str(error).replace("--", "")) from None
         return proposal["value"]
+
+    @validate("patterns")
+    def _check_patterns(self, proposal: Any) -> Any:
+        try:
+            return list(checked_patterns(proposal["value"]))
+        except ValueError as error:
+            raise TraitError(str(error)) from None
 
     @validate("spread", "dead_share", "saturated_share", "dominates")
     def _check_threshold(self, proposal: Any) -> Any:
@@ -67,12 +79,12 @@ class GradTrace(Configurable):
     def changed(self) -> dict[str, Any]:
         """Every default that is not the usual one."""
         traits = self.traits(config=True)
-        return {name: getattr(self, name) for name in traits if getattr(self, name) != traits[name].default_value}
+        return {name: getattr(self, name) for name in traits if getattr(self, name) != traits[name].default(self)}
 
     def reset(self) -> None:
         """Back to the usual ones."""
         for name, trait in self.traits(config=True).items():
-            setattr(self, name, trait.default_value)
+            setattr(self, name, trait.default(self))
 
     def take(self, assignment: str) -> None:
         """Set one of them as it is written: ``rows=50``, ``source=True``, ``depth=None``.
@@ -87,6 +99,12 @@ class GradTrace(Configurable):
         if name not in traits:
             raise ValueError(f"there is no default {name!r}; there are {', '.join(sorted(traits))}")
         try:
-            setattr(self, name, None if text == "None" else traits[name].from_string(text))
-        except (TraitError, ValueError) as error:
+            setattr(self, name, _read(traits[name], text))
+        except (TraitError, ValueError, SyntaxError) as error:
             raise ValueError(f"{name}={text}: {error}") from None
+
+
+def _read(trait: Any, text: str) -> Any:
+    if isinstance(trait, List):  # its own from_string fails on a list of texts
+        return literal_eval(text)
+    return None if text == "None" else trait.from_string(text)

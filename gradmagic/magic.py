@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePath
 from threading import get_ident
@@ -25,17 +25,19 @@ from .awaiting import AwaitTransformer
 from .cell import Cell, cell_id, cell_of, earlier_cells, execution_count, pass_on, require_awaited, statement_of
 from .defaults import GradTrace
 from .options import options_from, require_code, split
+from .pairing import derived_names
 from .previous import PreviousReports
 from .raised import told_briefly
-from .settings import DECLARED, Options, report_options
+from .settings import DECLARED, Options, pairs_to_check, report_options
 from .terminal import allows_color, is_ascii_only
 
 if TYPE_CHECKING:
+    from .checks import GradientChecks
     from .comparison import Comparison
     from .report import Report
     from .tracing import trace
 
-    _Shown = Report | Comparison
+    _Shown = Report | Comparison | GradientChecks
 
 
 def _options(function: Any) -> Any:
@@ -140,7 +142,7 @@ def _run(job: _Job) -> Any:
     finally:
         run.close()  # has nothing to do, unless an interrupt came before the first line of the trace's own exit
         _deliver(job, run, screen, finished)
-    _judge(job, run)
+    _judge(job, run, screen)
     return value if job.code.shown else None
 
 
@@ -159,7 +161,7 @@ async def _run_awaiting(job: _Job) -> Any:
         finally:
             run.close()  # as above
             left_behind.deliver()
-        _judge(job, run)
+        _judge(job, run, screen)
     except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
         pass_on(job.shell, error)
         raise
@@ -183,8 +185,15 @@ def _prepared(job: _Job) -> tuple[trace, _Screen]:
         namespace=shell.user_ns,
         cell=source,
         thresholds=job.defaults.thresholds(),
+        never_root=_derived(job) if options.check is not None else None,
     )
     return run, screen
+
+
+def _derived(job: _Job) -> Callable[[Collection[str]], Collection[str]]:
+    """Tells which names are those of derived gradients: one of a single element is a scalar, but no loss."""
+    pairs, patterns = pairs_to_check(job.options), tuple(job.defaults.patterns)
+    return lambda names: derived_names(names, patterns) | pairs.keys()
 
 
 class _LeftBehind:
@@ -239,6 +248,7 @@ class _Screen:
         self._in_notebook = getattr(shell, "kernel", None) is not None
         self._handle: Any = None
         self._terminal: Any = None
+        self.checks: GradientChecks | None = None
 
     def show(self, report: Report) -> None:
         """Show what was recorded so far, where a place can be drawn over: in a notebook, or in a terminal."""
@@ -263,6 +273,13 @@ class _Screen:
 
             data, metadata = bundle(report)
             display(data, metadata=metadata, raw=True)
+
+    def check(self, checks: GradientChecks) -> None:
+        """Show how the derived gradients compare with PyTorch's, above the report."""
+        from .render.checks import render_text  # rich is only needed now
+
+        self.checks = checks
+        display(_bundle(self._shell, checks, render_text), raw=True)
 
     def compare(self, changes: Comparison | None) -> None:
         """Show what changed, above the report."""
@@ -302,16 +319,19 @@ def _deliver(job: _Job, run: trace, screen: _Screen, finished: bool) -> None:
             job.shell.push({output: report})
         if finished:
             _compare(job, report, screen)
+            _check(job, report, screen)
         if not job.options.quiet:
             screen.finish(report)
     except Exception as error:  # noqa: BLE001 - whatever is wrong in gradmagic must not cost the person the cell
         print(_apology(error, output, made=run.report is not None), file=sys.stderr)
 
 
-def _judge(job: _Job, run: trace) -> None:
+def _judge(job: _Job, run: trace, screen: _Screen) -> None:
     """Fails a cell that itself came to its end, where ``--strict`` asks for it."""
     if job.options.strict and run.report is not None:
         run.report.raise_for_findings()
+        if screen.checks is not None:
+            screen.checks.raise_for_wrong()
 
 
 def _compare(job: _Job, report: Report, screen: _Screen) -> None:
@@ -321,6 +341,13 @@ def _compare(job: _Job, report: Report, screen: _Screen) -> None:
     job.previous.remember(cell, job.text, report)
     if job.options.diff:
         screen.compare(report.compare(before) if before is not None else None)
+
+
+def _check(job: _Job, report: Report, screen: _Screen) -> None:
+    """Shows how the gradients that the person derived compare with PyTorch's, where that is asked for."""
+    if job.options.check is not None:
+        pairs, patterns = pairs_to_check(job.options), job.defaults.patterns
+        screen.check(report.check(pairs, namespace=job.shell.user_ns, patterns=patterns))
 
 
 def _apology(error: Exception, output: str | None, *, made: bool) -> str:

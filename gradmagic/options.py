@@ -16,12 +16,17 @@ from .settings import DECLARED, Options, check_values, takes_value, unquoted, wi
 
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*'|["'])+)""")
 _OPTION = re.compile(r"-[A-Za-z]+(=.*)?|--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+_NAME = r"""[^\W\d][\w.\[\]'"]*"""
+_PAIRS = re.compile(rf"{_NAME}={_NAME}(,{_NAME}={_NAME})*,?")
 _ALIASES = tuple("/".join(each.flags) for each in DECLARED)
 _TAKES_VALUE = takes_value(DECLARED)
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """The options as words, and what comes after them, verbatim. Quotes may stand anywhere in a word."""
+    """The options as words, and what comes after them, verbatim. Quotes may stand anywhere in a word.
+
+    The pairs behind ``--check`` need no quotes and no commas: ``--check dh=h dw=w``.
+    """
     words: list[str] = []
     position, value_is_due = 0, False
     while word := _WORD.match(line, position):
@@ -29,10 +34,13 @@ def split(line: str) -> tuple[list[str], str]:
         if text == "--" and not value_is_due:
             position = word.end()
             break
-        if not value_is_due and not _OPTION.fullmatch(text):
+        if words and words[-1].partition("=")[0] == "--check" and _PAIRS.fullmatch(unquoted(text)):
+            words[-1] += f"{',' if '=' in words[-1] else '='}{unquoted(text)}"
+        elif not value_is_due and not _OPTION.fullmatch(text):
             break
-        words.append(text)
-        value_is_due = not value_is_due and _TAKES_VALUE.fullmatch(text) is not None
+        else:
+            words.append(text)
+            value_is_due = not value_is_due and _TAKES_VALUE.fullmatch(text) is not None
         position = word.end()
     rest = line[position:].strip()
     return words, "" if rest.startswith("#") else rest
@@ -89,6 +97,7 @@ def _check_quiet(options: Options) -> None:
         "--source": options.source,
         "--live": options.live,
         "--diff": options.diff,
+        "--check": options.check is not None,
         "--plot": options.plot,
         "--graph": options.graph,
     }

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .exports import COLUMNS, LONG_COLUMNS, csv_of, lines_of, plain
+from .pairing import PATTERNS, checked_patterns
 from .records import RANK, BackwardPass, Called, Coverage, Finding, LedgerEntry, Severity, Source, TensorRow
 
 if TYPE_CHECKING:
+    from .checks import GradientChecks
     from .comparison import Comparison
     from .render.graph import TensorGraph
     from .scalars import ScalarWriter
@@ -327,6 +330,39 @@ class Report:
         if not isinstance(other, Report):
             raise TypeError(f"a report is compared with a report, not with {type(other).__name__}")
         return compared(other, self)
+
+    def check(
+        self,
+        pairs: Mapping[str, str] | None = None,
+        *,
+        namespace: Mapping[str, Any] | None = None,
+        patterns: Iterable[str] = PATTERNS,
+    ) -> GradientChecks:
+        """Compares gradients that you derived by hand with those of this run.
+
+        Variables are found by their names: ``dh``, ``grad_h``, ``h_grad``, ``d_h``, ``dL_dh``, ``dloss_dh`` for ``h``.
+        Each is ``exact`` (equal in every element), ``close`` (equal but for rounding) or ``wrong``; then the cause is
+        told where it can be confirmed by computing it: a sum over a broadcast dimension is missing, transposed, off by
+        a factor, of the wrong sign, a second use of the tensor is missing, or it only follows from another mistake.
+
+        The tensors have to be alive, and ``.grad`` as the run has left it. More causes are found where gradtrace ran
+        backward, since the graph is there then.
+
+        Args:
+            pairs: variables (or expressions) by the tensors they belong to, beside those found by name:
+                ``{"mine": "h"}``.
+            namespace: where variables are looked up; by default those of the caller.
+            patterns: how your gradients are called, with ``{}`` for the tensor's name.
+
+        Raises:
+            ValueError: a pattern does not hold ``{}`` once.
+        """
+        from .checking import checked  # only those who check need it, and it needs torch
+
+        if namespace is None:
+            frame = sys._getframe(1)
+            namespace = {**frame.f_globals, **frame.f_locals}
+        return checked(self, namespace, pairs or {}, checked_patterns(patterns))
 
     def plot(self, kind: Picture = "flow", *, by: Literal["execution", "depth"] = "execution", ax: Any = None) -> Any:
         """Draws how gradients flow, with matplotlib.

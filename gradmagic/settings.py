@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from .pairing import parsed_pairs
+
 if TYPE_CHECKING:
     from .report import ReportOptions
 
@@ -32,8 +34,8 @@ class Declared:
 
     @property
     def takes_value(self) -> bool:
-        """Whether a value follows it."""
-        return "action" not in self.details
+        """Whether a value must follow it."""
+        return "action" not in self.details and "nargs" not in self.details
 
     def arguments(self, code: str) -> dict[str, Any]:
         """What ``add_argument`` takes besides the flags; `code` is a word for what is traced."""
@@ -71,6 +73,13 @@ DECLARED: tuple[Declared, ...] = (
     Declared(("--source",), "show the {code}'s code too, each line with its gradient"),
     Declared(("--diff",), "show what changed since the last traced run of this cell", in_scripts=False),
     Declared(
+        ("--check",),
+        "compare the gradients that you derived by hand (dh, grad_h, h_grad, dL_dh for h) with PyTorch's; "
+        "--check mine=h,yours=z pairs any two",
+        {"nargs": "?", "const": "", "metavar": "NAME=NAME"},
+        in_scripts=False,
+    ),
+    Declared(
         ("--strict",),
         "fail when there is a finding of the severity error, so that a notebook that runs in CI stops there",
         in_scripts=False,
@@ -99,6 +108,7 @@ class Options:
         source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
+        check: pairs of names, as ``dh=h,dw=w``; empty to go by the names alone; None for no check.
         strict: fail when there is a finding of the severity error.
         plot: draw how gradients flow.
         graph: draw the graph of the tensors.
@@ -117,6 +127,7 @@ class Options:
     source: bool = False
     live: bool = False
     diff: bool = False
+    check: str | None = None
     strict: bool = False
     plot: bool = False
     graph: bool = False
@@ -161,10 +172,19 @@ def check_values(options: Options) -> None:
         compile(options.backward.strip(), "<--backward>", "eval")
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"-b/--backward: {options.backward!r} is not an expression ({error})") from None
+    try:
+        pairs_to_check(options)
+    except ValueError as error:
+        raise ValueError(f"--check: {error}") from None
     if options.rows is not None and options.rows < 1:
         raise ValueError(f"--rows must be at least 1, not {options.rows}")
     if options.depth is not None and options.depth < 0:
         raise ValueError(f"--depth must be at least 0, not {options.depth}")
+
+
+def pairs_to_check(options: Options) -> dict[str, str]:
+    """Which variable belongs to which tensor, as ``--check`` says."""
+    return parsed_pairs(options.check or "")
 
 
 def report_options(options: Options) -> ReportOptions:

@@ -8,7 +8,7 @@ import linecache
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -76,6 +76,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         namespace: Mapping[str, Any] | None = None,
         cell: CellSource | None = None,
         thresholds: Thresholds = USUAL,
+        never_root: Callable[[Collection[str]], Collection[str]] | None = None,
     ) -> None:
         """Prepare a trace.
 
@@ -89,6 +90,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             namespace: where names are looked up afterwards; the caller's variables by default.
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
             thresholds: from where on what vanishes, explodes, is dead or saturated is worth a finding.
+            never_root: of the names of all tensors, those of tensors that ``auto`` does not choose as the root.
         """
         self.report: Report | None = None
         self.fault: Exception | None = None
@@ -99,6 +101,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self._namespace = namespace
         self._cell = cell
         self._thresholds = thresholds
+        self._never_root = never_root
         self._offered: object = None
         self._state: _Running | None = None
 
@@ -131,6 +134,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module, typing_extensions))
         self._state = _Running(recorder, ledger, sources, variables, frame.f_lineno, self._thresholds)
+        self._state.never_root = self._never_root
         if self._live is not None:
             ledger.after_pass = _Live(self._state, self._live).after_pass
         try:
@@ -235,6 +239,7 @@ class _Running:
         self.line = line
         """Where the trace was entered."""
         self.thresholds = thresholds
+        self.never_root: Callable[[Collection[str]], Collection[str]] | None = None
         self.start = time.perf_counter()
         self.eagerly = RunningEagerly()
         self.variables = variables
@@ -373,10 +378,17 @@ class _Finish:
             return RootChoice(self._evaluate(namespace))
         offered = self._offered if isinstance(self._offered, Tensor) else None
         with out_of_sight():
-            choice = choose_root(offered, namespace.tensors, self._state.recorder)
+            choice = choose_root(offered, namespace.tensors, self._state.recorder, self._never(namespace))
         if choice.root is None:
             self._why = self._why_no_root(namespace)
         return choice
+
+    def _never(self, namespace: Namespace) -> set[int]:
+        """Ids of the tensors that are not chosen because of all their names."""
+        if self._state.never_root is None:
+            return set()
+        names = set(self._state.never_root(namespace_names(namespace)))
+        return {key for key, own in namespace.tensors.items() if names.issuperset(own)}
 
     def _evaluate(self, namespace: Namespace) -> Tensor | None:
         """The tensor that ``--backward`` names, checked."""

@@ -114,9 +114,9 @@ def test_loading_again_starts_anew_and_unloading_takes_them_along(here: Session)
 
 
 def test_every_default_is_an_option_or_a_threshold() -> None:
-    """And starts from its usual value."""
+    """Or how derived gradients are called; and starts from its usual value."""
     ours = GradTrace()
-    assert {*OPTIONS, *Thresholds.__dataclass_fields__} == set(ours.traits(config=True))
+    assert {*OPTIONS, "patterns", *Thresholds.__dataclass_fields__} == set(ours.traits(config=True))
     assert ours.thresholds() == Thresholds()
     assert ours.options() == {}
     assert all(getattr(ours, name) == getattr(Options(), name) for name in OPTIONS)

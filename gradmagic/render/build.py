@@ -46,7 +46,7 @@ def build_view(report: Report, with_source: bool = True) -> ReportView:
     return ReportView(
         header=header(report),
         aside=aside(report),
-        findings=tuple(_finding(finding, pointing.anchor(finding)) for finding in report.findings),
+        findings=tuple(finding_view(finding, pointing.anchor(finding)) for finding in report.findings),
         ledger=ledger_views(report),
         columns=columns,
         rows=rows,
@@ -70,7 +70,8 @@ def _nothing_to_draw(report: Report) -> bool:
     return not report.options.all and any(f.kind == "nothing_differentiable" for f in report.findings)
 
 
-def _finding(finding: Finding, anchor: str) -> FindingView:
+def finding_view(finding: Finding, anchor: str = "") -> FindingView:
+    """A finding in words; `anchor` is that of its row, where a table with it stands below."""
     code = is_code(finding.hint)
     return FindingView(
         severity=finding.severity,

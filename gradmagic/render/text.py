@@ -75,7 +75,7 @@ def _content(view: ReportView, width: int, ink: Ink) -> Group:
         *_packed([(*title, *first), *others], width, ink),
         *_packed(view.aside, width, ink),
     ]
-    parts += [_finding(finding, ink) for finding in view.findings]
+    parts += [finding_text(finding, ink) for finding in view.findings]
     if view.ledger:
         parts += [Text(), _ledger(view.ledger, width, ink)]
     if view.source and view.source_asked:
@@ -116,7 +116,7 @@ def _ledger(entries: Sequence[LedgerView], width: int, ink: Ink) -> Table:
     return grid
 
 
-def _finding(finding: FindingView, ink: Ink) -> Table:
+def finding_text(finding: FindingView, ink: Ink) -> Table:
     """The sign, and beside it message, hint and PyTorch's own words."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column()

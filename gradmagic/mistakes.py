@@ -1,0 +1,404 @@
+"""Why a gradient that somebody derived is wrong: each cause is confirmed by computing it before it is named."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .checks import Cause
+from .records import TensorRow
+from .reshapings import permuted, reshapings
+from .uses import Use, uses_of
+from .verdicts import constant_factor, is_close
+
+MOST_USES = 6
+"""So many uses are combined: 64 combinations at the most."""
+SNAP = 1e-3
+"""A factor this near to a simple one, relatively, is tried as that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Why it is wrong, in a sentence or two, and what to write instead."""
+
+    cause: Cause | None
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tensor whose gradient is there.
+
+    Attributes:
+        row: its row.
+        tensor: itself.
+        gradient: its gradient, dense and without a graph.
+        name: the variable that holds what was derived, or None.
+        wrong: what was derived, where that is wrong and of the right shape.
+        misshapen: what was derived has another shape, so that nothing can be said of what follows from it.
+    """
+
+    row: TensorRow
+    tensor: Tensor
+    gradient: Tensor
+    name: str | None = None
+    wrong: Tensor | None = None
+    misshapen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One wrong gradient.
+
+    Attributes:
+        name: the variable that holds it.
+        index: of the row it belongs to.
+        given: what was derived.
+        floor: see `verdicts.difference`.
+        known: every tensor whose gradient is there, by its row's index; the case's own too.
+        rows: all rows of the report.
+        scale: what the loss was multiplied by for mixed precision.
+        follows: what would have followed from the derived gradients above, which are wrong; None for PyTorch's own.
+    """
+
+    name: str
+    index: int
+    given: Tensor
+    floor: float
+    known: Mapping[int, Known]
+    rows: list[TensorRow]
+    scale: float = 1.0
+    follows: Tensor | None = None
+
+    @property
+    def own(self) -> Known:
+        """What PyTorch has for it."""
+        return self.known[self.index]
+
+    @property
+    def gradient(self) -> Tensor:
+        """What should have been derived."""
+        return self.own.gradient if self.follows is None else self.follows
+
+    @property
+    def label(self) -> str:
+        """What the tensor is called."""
+        return self.own.row.label
+
+    def fits(self, given: Tensor, gradient: Tensor | None = None) -> bool:
+        """Whether a changed version of what was derived would be right."""
+        return is_close(given, self.gradient if gradient is None else gradient, self.floor)
+
+    def uses(self) -> list[Use]:
+        """Every use of the tensor, with its part of what should have been derived."""
+        return uses_in(self, derived=self.follows is not None)
+
+
+def uses_in(case: Case, derived: bool) -> list[Use]:
+    """Every use of the case's tensor; none where there is no such graph.
+
+    Args:
+        case: whose tensor.
+        derived: take what the person derived in place of PyTorch's gradients, and nothing else but the root's.
+    """
+    used = {index for row in case.rows for index in row.inputs}
+    above = {
+        index: (each.tensor, _upstream(each, derived))
+        for index, each in case.known.items()
+        if index != case.index and (not derived or each.name is not None or index not in used)
+    }
+    try:
+        return uses_of(case.own.tensor, above)
+    except Exception:  # noqa: BLE001 - a tensor subclass or transform without such a graph: no cause is named then
+        return []
+
+
+def mistake_in(case: Case) -> Mistake | None:
+    """The first cause that can be confirmed, or None. What follows from a mistake above counts as right."""
+    follows, sources = _following(case)
+    if follows is not None and case.fits(case.given, follows):
+        return _inherited(case, sources)
+    return _confirmed(case) or (_confirmed(replace(case, follows=follows)) if follows is not None else None)
+
+
+def _confirmed(case: Case) -> Mistake | None:
+    if case.given.shape != case.gradient.shape:
+        return _reshaped(case)
+    causes: tuple[Callable[[Case], Mistake | None], ...] = (
+        _not_finite,
+        _missing_use,
+        _next_ones,
+        _sign,
+        _factor,
+        _scaled_part,
+        _transposed,
+        _accumulated,
+        _another_ones,
+    )
+    return next((found for cause in causes if (found := cause(case)) is not None), None)
+
+
+def _upstream(known: Known, derived: bool) -> Tensor:
+    return known.wrong.to(known.gradient.dtype) if derived and known.wrong is not None else known.gradient
+
+
+def at(row: TensorRow) -> str:
+    """A row by its label and place."""
+    return f"`{row.label}` ({row.location})"
+
+
+def _reshaped(case: Case) -> Mistake | None:
+    told = shapes_in_words(case)
+    for change in reshapings(case.given, tuple(case.gradient.shape)):
+        hint = f"{case.name}{change.code}"
+        if case.fits(change.changed):
+            return Mistake(change.cause, f"{told}: {change.words}.", f"{case.name} = {hint}")
+        if case.fits(-change.changed):
+            return Mistake(change.cause, f"{told}: {change.words}. The sign is wrong too.", f"{case.name} = -{hint}")
+    return None
+
+
+def shapes_in_words(case: Case) -> str:
+    """Both shapes, without a full stop."""
+    return f"`{case.name}` has the shape {tuple(case.given.shape)}, and `{case.label}` has {tuple(case.gradient.shape)}"
+
+
+# ---- the same shape
+
+
+def _not_finite(case: Case) -> Mistake | None:
+    bad = ~case.given.isfinite() & case.gradient.isfinite()
+    if not bad.any():
+        return None
+    what = "NaN" if case.given.isnan().any() else "infinite"
+    count = int(bad.sum())
+    return Mistake("not_finite", f"`{case.name}` is {what} in {count} of {bad.numel()} elements; PyTorch's is finite.")
+
+
+def _following(case: Case) -> tuple[Tensor | None, list[int]]:
+    """What follows from the derived gradients above, and which of those are wrong; None where none is, or is known."""
+    if all(each.wrong is None for index, each in case.known.items() if index != case.index):
+        return None, []
+    uses = uses_in(case, derived=True)
+    parts = [use.part for use in uses if use.part is not None]
+    sources = sorted({key for use in uses for key in use.sources if case.known[key].wrong is not None})
+    return (_sum(parts), sources) if sources and len(parts) == len(uses) else (None, [])
+
+
+def _inherited(case: Case, sources: list[int]) -> Mistake:
+    """Right, given what comes from above, which is wrong."""
+    names = " and ".join(f"`{case.known[key].name}`" for key in sources)
+    is_or_are = "is" if len(sources) == 1 else "are"
+    return Mistake("inherited", f"`{case.name}` follows rightly from {names}, which {is_or_are} wrong.")
+
+
+def _missing_use(case: Case) -> Mistake | None:
+    uses = case.uses()
+    parts = _all_parts(case, uses) if 2 <= len(uses) <= MOST_USES else None
+    for count in range(len(uses) - 1, 0, -1) if parts is not None else ():
+        for chosen in itertools.combinations(range(len(uses)), count):
+            if parts is not None and case.fits(case.given, _sum([parts[each] for each in chosen])):
+                return _lacking(case, uses, [each for each in range(len(uses)) if each not in chosen])
+    return None
+
+
+def _all_parts(case: Case, uses: list[Use]) -> list[Tensor] | None:
+    """Every part; the only one that cannot be computed any more is what the others leave of the gradient."""
+    known = [use.part for use in uses if use.part is not None]
+    if len(known) == len(uses):
+        return known if case.fits(_sum(known)) else None
+    if len(known) < len(uses) - 1:
+        return None
+    rest = case.gradient - _sum(known)
+    return [use.part if use.part is not None else rest for use in uses]
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _lacking(case: Case, uses: list[Use], missing: list[int]) -> Mistake:
+    ways = " and ".join(dict.fromkeys(_way(case, uses[each]) for each in missing))
+    if len({_way(case, use) for use in uses}) == 1:
+        told = f"`{case.label}` is used {_often(uses)} in {ways}, and its gradient is the sum over all of them"
+        return Mistake("missing_use", f"`{case.name}` is not all of it: {told}.")
+    parts = "the part that comes" if len(missing) == 1 else "the parts that come"
+    derived = {case.known[key].name for each in missing for key in uses[each].sources}
+    names = [f"`{name}`" for name in sorted(name for name in derived if name)]
+    return Mistake(
+        "missing_use",
+        f"`{case.name}` lacks {parts} back through {ways}: `{case.label}` is used {_often(uses)}, "
+        "and its gradient is the sum.",
+        f"Add to `{case.name}` what {' and '.join(names)} gives there." if names else "",
+    )
+
+
+def _often(uses: list[Use]) -> str:
+    return "twice" if len(uses) == 2 else f"{len(uses)} times"
+
+
+def _way(case: Case, use: Use) -> str:
+    """The use in the person's words: the row it made, or else the one above."""
+    made = [row for row in case.rows if case.index in row.inputs and row.grad_fn == use.operation]
+    if len(made) == 1:
+        return at(made[0])
+    above = [at(case.known[key].row) for key in sorted(use.sources)]
+    return " and ".join(above) or use.operation
+
+
+def _next_ones(case: Case) -> Mistake | None:
+    """The gradient of what was made from it: the derivative of that step is missing."""
+    for index, each in case.known.items():
+        if case.index in each.row.inputs and index != case.index and case.fits(case.given, each.gradient):
+            step = each.row.location.statement or each.row.expression
+            return Mistake(
+                "other_gradient",
+                f"`{case.name}` is the gradient of {at(each.row)}, not yet that of `{case.label}`: the derivative of "
+                f"`{step}` is missing.",
+            )
+    return None
+
+
+def _another_ones(case: Case) -> Mistake | None:
+    if case.given.numel() < 2:
+        return None  # one number is easily equal to another
+    for index, each in case.known.items():
+        if index != case.index and case.fits(case.given, each.gradient):
+            return Mistake("other_gradient", f"`{case.name}` is the gradient of {at(each.row)}, not of `{case.label}`.")
+    return None
+
+
+def _sign(case: Case) -> Mistake | None:
+    if not case.fits(-case.given):
+        return None
+    return Mistake("sign", f"`{case.name}` has the wrong sign.", f"{case.name} = -{case.name}")
+
+
+def _transposed(case: Case) -> Mistake | None:
+    for change in permuted(case.given, tuple(case.gradient.shape)):
+        if case.fits(change.changed):
+            hint = f"{case.name} = {case.name}{change.code}"
+            return Mistake(change.cause, f"`{case.name}` has the right numbers, but {change.words}.", hint)
+    return None
+
+
+def _accumulated(case: Case) -> Mistake | None:
+    """``.grad`` holds more than the last pass has brought: that is told by the pass's own statistics."""
+    last = case.own.row.grad
+    if last is None or not case.given.numel() or case.given.is_complex():
+        return None
+    given = case.given.double()
+    pairs = ((given.norm(), last.norm), (given.min(), last.min), (given.max(), last.max), (given.mean(), last.mean))
+    size = max(abs(last.min), abs(last.max))
+    if not all(abs(float(one) - other) <= 1e-5 * max(abs(other), size) for one, other in pairs):
+        return None
+    return Mistake(
+        "accumulated",
+        f"`{case.name}` is the gradient of the last backward, but `{case.label}.grad` holds more: PyTorch adds to what "
+        "was there before.",
+        f"{case.label}.grad = None" if case.label.isidentifier() else "",
+    )
+
+
+def _scaled_part(case: Case) -> Mistake | None:
+    """One of several uses is off by a factor, such as that of a variance: all others are right."""
+    uses = case.uses()
+    parts = _all_parts(case, uses) if 2 <= len(uses) <= MOST_USES and case.given.numel() > 1 else None
+    for position, part in enumerate(parts or ()):
+        others = case.gradient - part
+        for factor in _simple(case, constant_factor(case.given - others, part)):
+            if case.fits(case.given, others + part * factor.value):
+                way = _way(case, uses[position])
+                told = f"In `{case.name}`, the part that comes back through {way} is {factor}"
+                return Mistake("factor", f"{told}. What comes from the other uses is right.")
+    return None
+
+
+# ---- a constant factor
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """A number that something is too large by, how it is spelled where it is above 1, and where it comes from."""
+
+    value: float
+    spelled: str = ""
+    origin: str = ""
+
+    @property
+    def size(self) -> str:
+        """The factor, or its inverse where that is above 1."""
+        size = abs(self.value)
+        return self.spelled or _number(size if size > 1 else 1 / size)
+
+    def __str__(self) -> str:
+        """``32 times too large; 32 is the size of dimension 0 of `x```."""
+        if abs(self.value) == 1:
+            return "of the wrong sign"
+        told = f"{self.size} times too {'large' if abs(self.value) > 1 else 'small'}"
+        return f"{told}{', with the wrong sign' if self.value < 0 else ''}{self.origin}"
+
+
+def _factor(case: Case) -> Mistake | None:
+    value = constant_factor(case.given, case.gradient)
+    for simple in _simple(case, value):
+        if case.fits(case.given, case.gradient * simple.value):
+            return _off_by(case, simple)
+    if value is not None and case.given.numel() > 1 and case.fits(case.given, case.gradient * value):
+        return _off_by(case, _Factor(value))
+    return None
+
+
+def _off_by(case: Case, factor: _Factor) -> Mistake:
+    size = f"({factor.size})" if "/" in factor.size else factor.size
+    sign, operator = "-" if factor.value < 0 else "", "/" if abs(factor.value) > 1 else "*"
+    return Mistake("factor", f"`{case.name}` is {factor}.", f"{case.name} = {sign}{case.name} {operator} {size}")
+
+
+def _number(value: float) -> str:
+    return str(round(value)) if abs(value - round(value)) < SNAP * value else f"{value:.6g}"
+
+
+def _simple(case: Case, value: float | None) -> Iterator[_Factor]:
+    """The simple numbers, of either sign, that a factor may be."""
+    for factor in _simple_factors(case) if value is not None else ():
+        for simple in (factor.value, 1 / factor.value):
+            for signed in (simple, -simple):
+                if value is not None and abs(value / signed - 1) < SNAP:
+                    yield replace(factor, value=signed)
+
+
+def _simple_factors(case: Case) -> Iterator[_Factor]:
+    """Numbers that a derivation forgets; each stands for its inverse too."""
+    for size, whose in _sizes(case):
+        yield _Factor(size, str(size), f"; {size} is {whose}")
+        bessel = f" (Bessel's correction: {size} is {whose})"
+        yield _Factor(size / (size - 1), f"{size}/{size - 1}", bessel)
+    if case.scale != 1.0:
+        origin = "; the loss was multiplied by that for mixed precision, and so is PyTorch's gradient"
+        yield _Factor(case.scale, f"{case.scale:.6g}", origin)
+    yield from map(_Factor, (1.0, 2.0, 3.0, 4.0))
+
+
+def _sizes(case: Case) -> Iterator[tuple[int, str]]:
+    """Sizes of dimensions, and numbers of elements: the tensor's own first, then those of the others with a name."""
+    own = case.own.row
+    rows = [own, *(row for row in case.rows if row is not own and row.name)]
+    seen = {0, 1, 2}  # two is a square's as well
+    for row in rows:
+        for dimension, size in enumerate(row.shape):
+            if size not in seen:
+                seen.add(size)
+                yield size, f"the size of dimension {dimension} of `{row.label}`"
+    for row in rows:
+        if math.prod(row.shape) not in seen:
+            seen.add(math.prod(row.shape))
+            yield math.prod(row.shape), f"the number of elements of `{row.label}`"
