@@ -85,7 +85,7 @@ def test_readmes_command_asks_for_extras_that_exist(name: str) -> None:
 
 
 def test_readmes_options_are_the_magics_options() -> None:
-    """None is missing, none is made up; a value is wanted where README shows one, and may be left out where it shows both."""
+    """None is missing, none is made up; a value is wanted where README shows one, and need not be where both stand."""
     parser: Any = GradtraceMagics.gradtrace.parser
     real = {
         (frozenset(action.option_strings), action.nargs != 0, action.nargs is None)
