@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePath
 from threading import get_ident
@@ -34,10 +35,12 @@ from .terminal import allows_color, is_ascii_only
 if TYPE_CHECKING:
     from .checks import GradientChecks
     from .comparison import Comparison
+    from .function_calls import FunctionWatch
+    from .function_checks import FunctionChecks
     from .report import Report
     from .tracing import trace
 
-    _Shown = Report | Comparison | GradientChecks
+    _Shown = Report | Comparison | GradientChecks | FunctionChecks
 
 
 def _options(function: Any) -> Any:
@@ -132,43 +135,43 @@ class _Job:
 
 def _run(job: _Job) -> Any:
     """Traces the cell; what it raises leaves here after the report is shown."""
-    run, screen = _prepared(job)
+    run, screen, watch = _prepared(job)
     finished = False
     try:
-        with run:
+        with watch or nullcontext(), run:
             value = job.code.run()
             run.offer(value)
         finished = True
     finally:
         run.close()  # has nothing to do, unless an interrupt came before the first line of the trace's own exit
         _deliver(job, run, screen, finished)
-    _judge(job, run, screen)
+    _conclude(job, run, screen, watch)
     return value if job.code.shown else None
 
 
 async def _run_awaiting(job: _Job) -> Any:
     """Does what the magic does, for a cell that awaits."""
     __tracebackhide__ = True
-    run, screen = _prepared(job)
+    run, screen, watch = _prepared(job)
     finished = False
     left_behind = _LeftBehind(job.shell, run, lambda: _deliver(job, run, screen, finished))
     try:
         try:
-            with left_behind, run:
+            with watch or nullcontext(), left_behind, run:
                 value = await job.code.run_awaiting()
                 run.offer(value)
             finished = True
         finally:
             run.close()  # as above
             left_behind.deliver()
-        _judge(job, run, screen)
+        _conclude(job, run, screen, watch)
     except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
         pass_on(job.shell, error)
         raise
     return value if job.code.shown else None
 
 
-def _prepared(job: _Job) -> tuple[trace, _Screen]:
+def _prepared(job: _Job) -> tuple[trace, _Screen, FunctionWatch | None]:
     # The engine brings PyTorch along: loading the extension stays light without it.
     from .sources import CellSource
     from .tracing import trace
@@ -187,7 +190,11 @@ def _prepared(job: _Job) -> tuple[trace, _Screen]:
         thresholds=job.defaults.thresholds(),
         never_root=_derived(job) if options.check is not None else None,
     )
-    return run, screen
+    if not options.gradcheck:
+        return run, screen, None
+    from .function_calls import FunctionWatch  # only those who check need it
+
+    return run, screen, FunctionWatch(file)
 
 
 def _derived(job: _Job) -> Callable[[Collection[str]], Collection[str]]:
@@ -248,7 +255,7 @@ class _Screen:
         self._in_notebook = getattr(shell, "kernel", None) is not None
         self._handle: Any = None
         self._terminal: Any = None
-        self.checks: GradientChecks | None = None
+        self.checks: list[GradientChecks | FunctionChecks] = []
 
     def show(self, report: Report) -> None:
         """Show what was recorded so far, where a place can be drawn over: in a notebook, or in a terminal."""
@@ -274,11 +281,9 @@ class _Screen:
             data, metadata = bundle(report)
             display(data, metadata=metadata, raw=True)
 
-    def check(self, checks: GradientChecks) -> None:
-        """Show how the derived gradients compare with PyTorch's, above the report."""
-        from .render.checks import render_text  # rich is only needed now
-
-        self.checks = checks
+    def check(self, checks: GradientChecks | FunctionChecks, render_text: Callable[..., str]) -> None:
+        """Show derived gradients beside PyTorch's, or what `gradcheck` says."""
+        self.checks.append(checks)
         display(_bundle(self._shell, checks, render_text), raw=True)
 
     def compare(self, changes: Comparison | None) -> None:
@@ -326,12 +331,24 @@ def _deliver(job: _Job, run: trace, screen: _Screen, finished: bool) -> None:
         print(_apology(error, output, made=run.report is not None), file=sys.stderr)
 
 
-def _judge(job: _Job, run: trace, screen: _Screen) -> None:
-    """Fails a cell that itself came to its end, where ``--strict`` asks for it."""
+def _conclude(job: _Job, run: trace, screen: _Screen, watch: FunctionWatch | None) -> None:
+    """Of a cell that came to its end: checks its custom Functions, and fails it, where that is asked for."""
+    if watch is not None:
+        _gradcheck(watch, screen)
     if job.options.strict and run.report is not None:
         run.report.raise_for_findings()
-        if screen.checks is not None:
-            screen.checks.raise_for_wrong()
+        for checks in screen.checks:
+            checks.raise_for_wrong()
+
+
+def _gradcheck(watch: FunctionWatch, screen: _Screen) -> None:
+    from .gradchecking import gradchecked  # only those who check need it
+    from .render.function_checks import render_text
+
+    try:
+        screen.check(gradchecked(watch), render_text)
+    except Exception as error:  # noqa: BLE001 - as in `_deliver`: the cell itself has run
+        print(f"gradmagic: --gradcheck failed ({told_briefly(error)}). The cell itself ran as always.", file=sys.stderr)
 
 
 def _compare(job: _Job, report: Report, screen: _Screen) -> None:
@@ -346,8 +363,10 @@ def _compare(job: _Job, report: Report, screen: _Screen) -> None:
 def _check(job: _Job, report: Report, screen: _Screen) -> None:
     """Shows how the gradients that the person derived compare with PyTorch's, where that is asked for."""
     if job.options.check is not None:
+        from .render.checks import render_text  # rich is only needed now
+
         pairs, patterns = pairs_to_check(job.options), job.defaults.patterns
-        screen.check(report.check(pairs, namespace=job.shell.user_ns, patterns=patterns))
+        screen.check(report.check(pairs, namespace=job.shell.user_ns, patterns=patterns), render_text)
 
 
 def _apology(error: Exception, output: str | None, *, made: bool) -> str:

@@ -98,6 +98,7 @@ def _check_quiet(options: Options) -> None:
         "--live": options.live,
         "--diff": options.diff,
         "--check": options.check is not None,
+        "--gradcheck": options.gradcheck,
         "--plot": options.plot,
         "--graph": options.graph,
     }

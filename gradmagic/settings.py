@@ -80,6 +80,11 @@ DECLARED: tuple[Declared, ...] = (
         in_scripts=False,
     ),
     Declared(
+        ("--gradcheck",),
+        "check the backward of every custom autograd.Function that the cell applies, with what it was given",
+        in_scripts=False,
+    ),
+    Declared(
         ("--strict",),
         "fail when there is a finding of the severity error, so that a notebook that runs in CI stops there",
         in_scripts=False,
@@ -109,6 +114,7 @@ class Options:
         live: show the report while the cell runs.
         diff: show what changed since the last run of the cell.
         check: pairs of names, as ``dh=h,dw=w``; empty to go by the names alone; None for no check.
+        gradcheck: check the backward of custom Functions.
         strict: fail when there is a finding of the severity error.
         plot: draw how gradients flow.
         graph: draw the graph of the tensors.
@@ -128,6 +134,7 @@ class Options:
     live: bool = False
     diff: bool = False
     check: str | None = None
+    gradcheck: bool = False
     strict: bool = False
     plot: bool = False
     graph: bool = False

@@ -490,7 +490,7 @@ def test_the_text_fits_its_width(width: int) -> None:
     assert render_text(derived(("-1.0 / 32", "-1.0")), width, ascii_only=True).isascii()
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
 def test_hostile_names_and_messages_are_only_text(payload: str) -> None:
     """In HTML every one is escaped; in a terminal no control character is left."""
     hostile = GradientCheck(

@@ -1,0 +1,315 @@
+"""`--gradcheck`: custom Functions, checked with what a cell gave them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from shells import Session, session
+from test_hostile import PAYLOADS
+
+from gradmagic.function_calls import MOST_ELEMENTS, FunctionWatch
+from gradmagic.function_checks import FunctionCheck, FunctionChecks
+from gradmagic.gradchecking import SLOW_UP_TO, gradchecked
+from gradmagic.render.function_checks import render_html, render_text
+
+HEAD = (
+    "import torch\nx = torch.tensor([[1.0, -2.0, 3.0]], requires_grad=True)\nw = torch.ones(3, 2, requires_grad=True)\n"
+)
+
+
+def function(forward: str, backward: str, args: str = "x", saves: str = "x", name: str = "F") -> str:
+    """Source of a Function in two lines."""
+    return (
+        f"class {name}(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, {args}):\n"
+        f"        ctx.save_for_backward({saves})\n        return {forward}\n    @staticmethod\n"
+        f"    def backward(ctx, g):\n        {saves}{',' if saves else 'saved'} = ctx.saved_tensors\n"
+        f"        return {backward}\n"
+    )
+
+
+def checks_of(source: str) -> FunctionChecks:
+    """What a piece of code has applied, checked."""
+    watch = FunctionWatch("<cell>")
+    with watch:
+        exec(compile(HEAD + source, "<cell>", "exec"), {"__name__": "__main__"})
+    assert sys.getprofile() is None
+    return gradchecked(watch)
+
+
+def only(source: str) -> FunctionCheck:
+    """The one Function of a piece of code."""
+    (found,) = checks_of(source)
+    return found
+
+
+RIGHT = {
+    "one input": function("x.pow(2)", "2 * g * x") + "F.apply(x)",
+    "two inputs": function("x @ w", "(g @ w.T, x.T @ g)", "x, w", "x, w") + "F.apply(x, w)",
+    "a number and a mask": function("x * k * m", "(g * 3 * m, None, None)", "x, k, m", "x, m")
+    + "F.apply(x, 3, torch.tensor([[1, 0, 1]]))",
+    "an input that needs none": function("x @ w", "(g @ w.T, None)", "x, w", "x, w") + "F.apply(x, w.detach())",
+    "not contiguous": function("x.exp()", "g * x.exp()") + "F.apply(torch.ones(3, 4, requires_grad=True).T)",
+    "complex": function("x * x", "2 * g * x.conj()")
+    + "F.apply(torch.ones(2, dtype=torch.complex64, requires_grad=True))",
+    "half precision": function("x * 3", "g * 3") + "F.apply(x.half())",
+    "random": function("x * (m := torch.rand_like(x))", "g * ctx.m")
+    .replace("return x * (m", "ctx.m = m\n        return m * x  # (")
+    .replace("ctx.m = m\n", "m = ctx.m = torch.rand_like(x)\n")
+    + "F.apply(x)",
+    "several outputs": """class F(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_non_differentiable(i := x.argmax(1))
+        return x * 2, i, x.sum()
+    @staticmethod
+    def backward(ctx, a, _, b):
+        return a * 2 + b
+F.apply(x)""",
+    "in place": """class F(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+F.apply(x * 1)""",
+    "setup_context": """class F(torch.autograd.Function):
+    @staticmethod
+    def forward(x, k=2):
+        return x * k
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.k = inputs[1]
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.k, None
+F.apply(x, k=5)""",
+}
+
+
+@pytest.mark.parametrize("source", RIGHT.values(), ids=RIGHT.keys())
+def test_a_right_backward_passes(source: str) -> None:
+    """Of every kind of input and output."""
+    found = only(source)
+    assert (found.verdict, found.message) == ("passed", "")
+
+
+WRONG = {
+    "factor": (function("x.pow(2)", "g * x") + "F.apply(x)", "x", "gives 1/2 times the gradient of `x`"),
+    "sign": (function("x.pow(2)", "-2 * g * x") + "F.apply(x)", "x", "of `x` with the wrong sign"),
+    "factor and sign": (
+        function("x.pow(2)", "-6 * g * x") + "F.apply(x)",
+        "x",
+        "gives 3 times the gradient of `x`, with",
+    ),
+    "none": (function("x @ w", "(g @ w.T, None)", "x, w", "x, w") + "F.apply(x, w)", "w", "gives no gradient for `w`"),
+    "formula": (function("x.exp()", "g * x") + "F.apply(x)", "x", "gives a wrong gradient for `x`"),
+    "shape": (
+        function("x @ w", "(g, x.T @ g)", "x, w", "x, w") + "F.apply(x, w)",
+        None,
+        "returned an invalid gradient",
+    ),
+    "count": (function("x * 2", "(g, g)") + "F.apply(x)", None, "returned an incorrect number of gradients"),
+    "complex": (
+        function("x * x", "2 * g * x") + "F.apply(torch.ones(2, dtype=torch.complex64, requires_grad=True) * 1j)",
+        None,
+        "Jacobian mismatch",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "name", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_backward_fails_with_its_input_and_cause(source: str, name: str | None, words: str) -> None:
+    """A cause is named where the derivatives confirm it."""
+    found = only(source)
+    assert (found.verdict, found.input) == ("failed", name)
+    assert words in found.message
+    assert found.message.startswith("`backward` of `F` (line ")
+
+
+def test_the_numbers_are_those_of_backward_and_of_differences() -> None:
+    """At the element that differs most: x = 3, whose square has the derivative 6."""
+    found = only(function("x.pow(2)", "g * x") + "F.apply(x)")
+    assert found.analytical == 3.0
+    assert found.numerical == pytest.approx(6.0, rel=1e-6)
+    assert "one derivative is 3 and should be 6" in found.message
+
+
+UNCHECKED = {
+    "float32 alone": (function("x @ torch.ones(3, 1)", "g") + "F.apply(x)", "could not be run in double precision"),
+    "no gradient": (function("x * 2", "g") + "F.apply(x.detach())", "none of its inputs requires grad"),
+    "no output": (function("(x > 0)", "g") + "F.apply(x)", "none of its outputs has a gradient"),
+    "too large": (
+        function("x * 2", "g * 2") + f"F.apply(torch.ones({MOST_ELEMENTS + 1}, requires_grad=True))",
+        f"more than {MOST_ELEMENTS:,} elements",
+    ),
+    "its own error": (function("x * 2", "1 / 0") + "F.apply(x)", "ZeroDivisionError"),
+    "a transform": (
+        RIGHT["setup_context"].replace("F.apply(x, k=5)", "torch.func.grad(lambda v: F.apply(v).sum())(x)"),
+        "func",
+    ),
+    "a fake tensor": (
+        function("x * 2", "g * 2") + "from torch._subclasses import FakeTensorMode\n"
+        "with FakeTensorMode() as mode:\n    F.apply(torch.ones(2, requires_grad=True))",
+        "F",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "words"), UNCHECKED.values(), ids=UNCHECKED.keys())
+def test_what_cannot_be_checked_is_said_and_fails_nothing(source: str, words: str) -> None:
+    """In the words of the person's own exception, where there is one."""
+    checks = checks_of(source)
+    (found,) = checks
+    assert found.verdict in ("not_checked", "passed") if words == "F" else found.verdict == "not_checked"
+    assert words in found.message or words == "F"
+    checks.raise_for_wrong()
+
+
+def test_many_elements_take_the_fast_mode_and_are_still_judged() -> None:
+    """A wrong one fails there too; its derivatives are too many to tell which."""
+    make = f"F.apply(torch.rand({SLOW_UP_TO + 1}, requires_grad=True))"
+    assert only(function("x.pow(2)", "2 * g * x") + make).verdict == "passed"
+    found = only(function("x.pow(2)", "g * x") + make)
+    assert found.verdict == "failed"
+    assert found.input is None
+
+
+def test_calls_are_counted_and_the_first_one_is_checked() -> None:
+    """In a loop, inside a module's forward and a helper; each class once, in the order of first calls."""
+    source = function("x * 2", "g * 2", name="A") + function("x * 3", "g * 3", name="B")
+    source += "class M(torch.nn.Module):\n    def forward(self, x):\n        return B.apply(A.apply(x))\n"
+    source += "m = M()\nfor _ in range(4):\n    m(x)\n"
+    assert [(each.name, each.calls, each.verdict) for each in checks_of(source)] == [
+        ("A", 4, "passed"),
+        ("B", 4, "passed"),
+    ]
+
+
+def test_pytorchs_own_functions_are_left_out() -> None:
+    """A checkpoint is one."""
+    source = "from torch.utils.checkpoint import checkpoint\ncheckpoint(torch.sin, x, use_reentrant=True)"
+    assert not len(checks_of(source))
+
+
+# ---- nothing is left behind
+
+
+def test_a_profiler_of_the_persons_own_is_left_alone() -> None:
+    """Running before the cell it keeps running; started in the cell it stays; both are said."""
+
+    def own(*_: Any) -> None:
+        return None
+
+    watch = FunctionWatch("<cell>")
+    sys.setprofile(own)
+    try:
+        with watch:
+            assert sys.getprofile() is own
+        assert sys.getprofile() is own
+    finally:
+        sys.setprofile(None)
+    assert "a profiler was running" in str(gradchecked(watch))
+    watch = FunctionWatch("<cell>")
+    try:
+        with watch:
+            sys.setprofile(own)
+        assert sys.getprofile() is own
+    finally:
+        sys.setprofile(None)
+    assert "the cell started a profiler" in str(gradchecked(watch))
+
+
+def test_the_random_stream_gradients_and_inputs_are_as_without() -> None:
+    """Forward and backward ran dozens of times with random numbers of their own."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    watch = FunctionWatch("<cell>")
+    torch.manual_seed(1)
+    with watch:
+        exec(compile(HEAD + RIGHT["random"] + ".sum().backward()", "<cell>", "exec"), namespace)
+    after, grad = torch.random.get_rng_state(), namespace["x"].grad.clone()
+    gradchecked(watch)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert torch.equal(namespace["x"].grad, grad)
+    torch.manual_seed(1)
+    plain: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(HEAD + RIGHT["random"] + ".sum().backward()", "<cell>", "exec"), plain)
+    assert torch.equal(plain["x"].grad, grad)
+    assert torch.equal(torch.random.get_rng_state(), after)
+
+
+# ---- in the shell
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Session]:
+    with session() as here:
+        yield here
+
+
+@pytest.fixture
+def here(shell: Session) -> Session:
+    return shell.fresh()
+
+
+WRONG_CELL = HEAD + function("x.pow(2)", "g * x", name="Square") + "loss = Square.apply(x).sum()"
+
+
+def test_the_magic_shows_the_check_below_the_report(here: Session) -> None:
+    """With the line of the cell, as its margin counts; the table is as without."""
+    out = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}").stdout
+    assert out.index("backward from loss") < out.index("gradcheck  1 custom Function: 1 failed")
+    assert "`backward` of `Square` (line 14) gives 1/2 times" in " ".join(out.split())
+    assert sys.getprofile() is None
+    rows = here.run(f"%%gradtrace\n{WRONG_CELL}").stdout.split("line  tensor")[1]
+    assert out.split("line  tensor")[1].startswith(rows.rstrip())
+    assert "no custom `torch.autograd.Function`" in here.run("%gradtrace --gradcheck loss = x.sum()").stdout
+
+
+def test_a_cell_that_awaits_is_watched_too(here: Session) -> None:
+    """And leaves nothing."""
+    out = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\nimport asyncio\nawait asyncio.sleep(0)").stdout
+    assert "1 custom Function: 1 failed" in out
+    assert sys.getprofile() is None
+
+
+def test_strict_fails_a_cell_with_a_wrong_backward(here: Session) -> None:
+    """Below what is shown; a right one passes."""
+    ran = here.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL}")
+    assert ran.error.startswith("FindingsError: ✖ backward of Square (line 14) gives 1/2 times")
+    assert "1 failed" in ran.stdout
+    assert not here.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL.replace('g * x', '2 * g * x')}").error
+
+
+def test_a_cell_that_fails_leaves_no_profiler_and_is_not_checked(here: Session) -> None:
+    """Its own error, once."""
+    ran = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\n1 / 0")
+    assert ran.error == "ZeroDivisionError: division by zero"
+    assert "gradcheck  " not in ran.stdout
+    assert sys.getprofile() is None
+
+
+def test_quiet_and_gradcheck_exclude_each_other(here: Session) -> None:
+    """Before anything runs."""
+    assert "--gradcheck cannot go with it" in here.run("%gradtrace -q --gradcheck ran = 1").error
+    assert "ran" not in here.shell.user_ns
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_hostile_names_and_messages_are_only_text(payload: str) -> None:
+    """In HTML every one is escaped; in a terminal no control character is left."""
+    each = FunctionCheck(name=payload, line=1, calls=2, verdict="failed", message=f"`{payload}`", hint=payload)
+    checks = FunctionChecks(checks=(each,), disturbed=payload)
+    html = render_html(checks)
+    assert "<script" not in html
+    assert "<img" not in html
+    for width in (60, 160):
+        text = render_text(checks, width)
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+        assert max(map(len, render_text(checks, width, ascii_only=True).split("\n"))) <= width
