@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .records import Finding
-from .report import FindingsError
+from .report import raise_for
 
 Verdict = Literal["exact", "close", "wrong", "not_checked"]
 Cause = Literal[
@@ -106,12 +106,8 @@ class GradientChecks:
         Raises:
             FindingsError: (an AssertionError) its text says what is wrong with each, and what to write instead.
         """
-        from .render.failing import findings_text  # only a failure is drawn
-
         __tracebackhide__ = True
-        if self.wrong:
-            found = [finding for finding in self.findings() if finding.severity == "error"]
-            raise FindingsError(findings_text(found), found)
+        raise_for([finding for finding in self.findings() if finding.severity == "error"])
 
     def __str__(self) -> str:
         """As plain text, 100 columns wide."""

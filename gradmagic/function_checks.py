@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .records import Finding
-from .report import FindingsError
+from .report import raise_for
 
 Verdict = Literal["passed", "failed", "not_checked"]
 
@@ -71,12 +71,8 @@ class FunctionChecks:
         Raises:
             FindingsError: (an AssertionError) its text says what is wrong with each.
         """
-        from .render.failing import findings_text  # only a failure is drawn
-
         __tracebackhide__ = True
-        found = [finding for finding in self.findings() if finding.severity == "error"]
-        if found:
-            raise FindingsError(findings_text(found), found)
+        raise_for([finding for finding in self.findings() if finding.severity == "error"])
 
     def __str__(self) -> str:
         """As plain text, 100 columns wide."""

@@ -124,6 +124,19 @@ class FindingsError(AssertionError):
         return [f"FindingsError: {self}"]
 
 
+def raise_for(findings: Sequence[Finding]) -> None:
+    """Raises if there is any.
+
+    Raises:
+        FindingsError: its text is that of the findings.
+    """
+    from .render.failing import findings_text  # only a failure is drawn
+
+    __tracebackhide__ = True
+    if findings:
+        raise FindingsError(findings_text(findings), findings)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Report:
     """What one traced run found.
@@ -417,15 +430,11 @@ class Report:
             FindingsError: (an AssertionError) there is one; its text is that of the findings.
             ValueError: `severity` is none of the three.
         """
-        from .render.failing import findings_text  # only a failure is drawn
-
         __tracebackhide__ = True
         if severity not in RANK:
             raise ValueError(f"severity must be 'error', 'warning' or 'info', not {severity!r}")
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
-        found = [f for f in self.findings if RANK[f.severity] <= RANK[severity] and f.kind not in ignored]
-        if found:
-            raise FindingsError(findings_text(found), found)
+        raise_for([f for f in self.findings if RANK[f.severity] <= RANK[severity] and f.kind not in ignored])
 
     def to_html(self) -> str:
         """A complete HTML page of its own, for light and dark."""
