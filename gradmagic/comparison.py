@@ -60,6 +60,7 @@ class Comparison:
         removed: indices of rows that only the earlier one has.
         labels_added, labels_removed: what those of them are called that have a gradient.
         root, root_before: what backward started from.
+        than: name of the earlier report; empty for that of the last run of the cell; None where neither is known.
     """
 
     changes: tuple[GradChange, ...]
@@ -69,6 +70,7 @@ class Comparison:
     labels_removed: tuple[str, ...]
     root: RootChange
     root_before: RootChange
+    than: str | None = None
 
     def __str__(self) -> str:
         """As plain text, 100 columns wide."""

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from threading import get_ident
 from traceback import extract_tb
@@ -83,11 +83,14 @@ class GradtraceMagics(Magics):
         options = options_from(self.gradtrace.parser, words, self.defaults.options())
         require_code(rest, cell)
         shell = self.shell
+        before = _named(shell, options.diff) if options.diff else None
         try:
             heading = f"%%gradtrace {line}".rstrip()
             code = statement_of(shell, rest) if cell is None else cell_of(shell, cell, heading)
             written = None if cell is None else f"{heading}\n{cell}"
-            job = _Job(shell, code, options, self.previous, self.defaults, rest if cell is None else cell, written)
+            job = _Job(
+                shell, code, options, self.previous, self.defaults, rest if cell is None else cell, written, before
+            )
             return _run_awaiting(job) if require_awaited(shell, code) else _run(job)
         except BaseException as error:  # the cell's own, of any kind: it goes on to the shell
             pass_on(shell, error)
@@ -122,7 +125,10 @@ class GradtraceMagics(Magics):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A cell to be traced: compiled, as written below the magic line, and with that line where there is one."""
+    """A cell to be traced: compiled, as written below the magic line, and with that line where there is one.
+
+    `before` is the report that its own is compared with, where that was named.
+    """
 
     shell: InteractiveShell
     code: Cell
@@ -131,6 +137,19 @@ class _Job:
     defaults: GradTrace
     text: str
     written: str | None
+    before: Report | None = None
+
+
+def _named(shell: InteractiveShell, name: str) -> Report:
+    """The report of that name, before the cell can bind another one to it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = shell.user_ns.get(name)
+    if type(found).__module__ == "gradmagic.report" and type(found).__name__ == "Report":
+        return found  # type: ignore[no-any-return]  # the name of its class has just been looked at
+    raise UsageError(f"--diff: {name!r} is no report; %%gradtrace -o {name} makes one")
 
 
 def _run(job: _Job) -> Any:
@@ -352,12 +371,12 @@ def _gradcheck(watch: FunctionWatch, screen: _Screen) -> None:
 
 
 def _compare(job: _Job, report: Report, screen: _Screen) -> None:
-    """Shows what changed since the last run of the cell that was finished, where that is asked for."""
-    cell = cell_id(job.shell)
-    before = job.previous.of(cell, job.text) if job.options.diff else None
+    """Shows what changed since the last finished run of the cell, or since another, where that is asked for."""
+    cell, name = cell_id(job.shell), job.options.diff
+    before = job.before or (job.previous.of(cell, job.text) if name is not None else None)
     job.previous.remember(cell, job.text, report)
-    if job.options.diff:
-        screen.compare(report.compare(before) if before is not None else None)
+    if name is not None:
+        screen.compare(replace(report.compare(before), than=name) if before is not None else None)
 
 
 def _check(job: _Job, report: Report, screen: _Screen) -> None:

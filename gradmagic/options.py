@@ -25,7 +25,8 @@ _TAKES_VALUE = takes_value(DECLARED)
 def split(line: str) -> tuple[list[str], str]:
     """The options as words, and what comes after them, verbatim. Quotes may stand anywhere in a word.
 
-    The pairs behind ``--check`` need no quotes and no commas: ``--check dh=h dw=w``.
+    The pairs behind ``--check`` need no quotes and no commas: ``--check dh=h dw=w``. Behind ``--diff`` a name is a name
+    unless code follows it.
     """
     words: list[str] = []
     position, value_is_due = 0, False
@@ -36,6 +37,8 @@ def split(line: str) -> tuple[list[str], str]:
             break
         if words and words[-1].partition("=")[0] == "--check" and _PAIRS.fullmatch(unquoted(text)):
             words[-1] += f"{',' if '=' in words[-1] else '='}{unquoted(text)}"
+        elif words and words[-1] == "--diff" and text.isidentifier() and _is_followed_by_options(line[word.end() :]):
+            words[-1] += f"={text}"
         elif not value_is_due and not _OPTION.fullmatch(text):
             break
         else:
@@ -44,6 +47,12 @@ def split(line: str) -> tuple[list[str], str]:
         position = word.end()
     rest = line[position:].strip()
     return words, "" if rest.startswith("#") else rest
+
+
+def _is_followed_by_options(rest: str) -> bool:
+    """Whether only options come, a comment, or nothing."""
+    words, code = split(rest)
+    return not code or bool(words)
 
 
 def options_from(parser: Any, words: list[str], defaults: Mapping[str, Any] = MappingProxyType({})) -> Options:
@@ -96,7 +105,7 @@ def _check_quiet(options: Options) -> None:
         "--depth": options.depth is not None,
         "--source": options.source,
         "--live": options.live,
-        "--diff": options.diff,
+        "--diff": options.diff is not None,
         "--check": options.check is not None,
         "--gradcheck": options.gradcheck,
         "--plot": options.plot,

@@ -71,7 +71,12 @@ DECLARED: tuple[Declared, ...] = (
     ),
     Declared(("--depth",), "how far modules are opened (0: a line for each model)", {"type": int, "metavar": "N"}),
     Declared(("--source",), "show the {code}'s code too, each line with its gradient"),
-    Declared(("--diff",), "show what changed since the last traced run of this cell", in_scripts=False),
+    Declared(
+        ("--diff",),
+        "show what changed since the last traced run of this cell, or since the report of that name",
+        {"nargs": "?", "const": "", "metavar": "NAME"},
+        in_scripts=False,
+    ),
     Declared(
         ("--check",),
         "compare the gradients that you derived by hand (dh, grad_h, h_grad, dL_dh for h) with PyTorch's; "
@@ -112,7 +117,8 @@ class Options:
         depth: how far modules are opened, or None for as far as fits.
         source: show the cell's code too, each line with its gradient.
         live: show the report while the cell runs.
-        diff: show what changed since the last run of the cell.
+        diff: name of the report that this one is compared with; empty for that of the last run of the cell; None for no
+            comparison.
         check: pairs of names, as ``dh=h,dw=w``; empty to go by the names alone; None for no check.
         gradcheck: check the backward of custom Functions.
         strict: fail when there is a finding of the severity error.
@@ -132,7 +138,7 @@ class Options:
     depth: int | None = None
     source: bool = False
     live: bool = False
-    diff: bool = False
+    diff: str | None = None
     check: str | None = None
     gradcheck: bool = False
     strict: bool = False

@@ -226,6 +226,24 @@ def test_diff_shows_what_changed_since_the_last_run_of_the_cell(shell: Session) 
     assert "×10" in again.stdout
 
 
+def test_diff_compares_with_the_report_of_a_name(shell: Session) -> None:
+    """As it was before the cell: `-o` may bind the same name again. A line magic takes the name behind `=`."""
+    shell.run("%gradtrace -q -o before loss = (w * 2).sum()")
+    ran = shell.run("%%gradtrace --diff before -o before\nloss = (w * 6).sum()")
+    assert ran.stdout.startswith("compared with before  loss ")
+    assert "×3.00" in ran.stdout or "×3.0" in ran.stdout
+    assert shell.run("%gradtrace --diff=before loss = (w * 6).sum()").stdout.startswith("compared with before  loss ")
+    assert "no earlier run" in shell.run("%gradtrace --diff loss = (w * 7).sum()").stdout
+
+
+@pytest.mark.parametrize("name", ["nowhere", "w"])
+def test_a_name_without_a_report_is_told_before_the_cell_runs(shell: Session, name: str) -> None:
+    """And how to make one."""
+    ran = shell.run(f"%%gradtrace --diff {name}\nnever = 1")
+    assert ran.error == f"UsageError: --diff: {name!r} is no report; %%gradtrace -o {name} makes one"
+    assert "never" not in shell.shell.user_ns
+
+
 def test_help_lists_every_option(shell: Session) -> None:
     """%%gradtrace? shows the options with what they do."""
     text = shell.run("%%gradtrace?").stdout
@@ -239,6 +257,9 @@ def test_help_lists_every_option(shell: Session) -> None:
         "--rows N",
         "--filter PATTERN",
         "--diff",
+        "--check",
+        "--gradcheck",
+        "--strict",
         "--source",
         "--depth N",
     ):

@@ -83,7 +83,17 @@ def _header(comparison: Comparison, noticed: int) -> Line:
     count = (
         f"{noticed} of {plural(total, 'gradient')} changed" if noticed else f"{plural(total, 'gradient')}, none changed"
     )
-    return (Span("since the last run", "strong"), Span("  "), *_root(comparison), Span(count))
+    return (*_since(comparison.than), Span("  "), *_root(comparison), Span(count))
+
+
+def _since(than: str | None) -> Line:
+    if than is None:
+        return (Span("compared with the earlier report", "strong"),)
+    return (
+        (Span("compared with ", "strong"), Span(clean(than), "name"))
+        if than
+        else (Span("since the last run", "strong"),)
+    )
 
 
 def _root(comparison: Comparison) -> Line:
