@@ -1,4 +1,4 @@
-"""The report in a real JupyterLab, in a real browser: trusted and not, light and dark, run and only opened.
+"""The report in a real JupyterLab and Notebook 7, in a real browser: trusted and not, light and dark, run and only opened.
 
 ``pytest --screenshots FOLDER tests/test_browser.py`` keeps what was seen. It needs ``pip install ".[browser]"`` and a
 Chromium; Playwright drives one that is installed, where Selenium would need a driver of the very same version.
@@ -55,8 +55,23 @@ LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 
 
 @dataclass(frozen=True)
+class FrontEnd:
+    """A Jupyter front end: the module that starts it, the class of its server, and where it shows a notebook."""
+
+    module: str
+    app: str
+    path: str
+
+
+FRONT_ENDS = {
+    "JupyterLab": FrontEnd("jupyterlab", "LabApp", "doc/tree"),
+    "Notebook 7": FrontEnd("notebook", "JupyterNotebookApp", "notebooks"),
+}
+
+
+@dataclass(frozen=True)
 class Lab:
-    """A JupyterLab with settings of its own, a browser that looks at it, and where it keeps what it saw."""
+    """A front end with settings of its own, a browser that looks at it, and where it keeps what it saw."""
 
     browser: Browser
     address: str
@@ -64,6 +79,7 @@ class Lab:
     folder: Path
     settings: Path
     pictures: Path
+    front_end: FrontEnd
 
     @contextmanager
     def opened(self, name: str, theme: str = LIGHT, size: tuple[int, int] = (1300, 1000)) -> Iterator[Page]:
@@ -74,7 +90,7 @@ class Lab:
         page = self.browser.new_page(viewport={"width": size[0], "height": size[1]})
         page.set_default_timeout(WAIT)
         try:
-            page.goto(f"{self.address}/doc/tree/{name}?token={self.token}")
+            page.goto(f"{self.address}/{self.front_end.path}/{name}?token={self.token}")
             page.wait_for_selector(".jp-Notebook .jp-Cell")
             page.wait_for_function("jupyterapp.shell.currentWidget?.context?.isReady")
             page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
@@ -109,8 +125,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(home: Path, folder: Path, token: str) -> Iterator[str]:
-    """The address of a JupyterLab that shows a folder."""
+def server(front_end: FrontEnd, home: Path, folder: Path, token: str) -> Iterator[str]:
+    """The address of a front end that shows a folder."""
     port = free_port()
     options = [
         "--no-browser",
@@ -119,10 +135,10 @@ def server(home: Path, folder: Path, token: str) -> Iterator[str]:
         "--ServerApp.port_retries=0",
         f"--ServerApp.root_dir={folder}",
         f"--IdentityProvider.token={token}",
-        "--LabApp.expose_app_in_browser=True",
+        f"--{front_end.app}.expose_app_in_browser=True",
     ]
     with (home / "server.log").open("wb") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options]
+        command = [sys.executable, "-m", front_end.module, *options]
         process = subprocess.Popen(command, env=environment(home), stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}"
@@ -141,28 +157,32 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"The server did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
+def lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Lab]:
+    front_end: FrontEnd = request.param
+    pytest.importorskip(front_end.module)
     home = tmp_path_factory.mktemp("jupyter")
     folder = home / "notebooks"
     folder.mkdir()
     for example in EXAMPLES:
         shutil.copy(example, folder)
     asked = pytestconfig.getoption("--screenshots")
-    pictures = Path(asked) if asked else tmp_path_factory.mktemp("screenshots")
+    pictures = Path(asked) / front_end.module if asked else tmp_path_factory.mktemp("screenshots")
     pictures.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(16)
     with ExitStack() as stack:
-        address = stack.enter_context(server(home, folder, token))
+        address = stack.enter_context(server(front_end, home, folder, token))
         chromium = stack.enter_context(sync_playwright()).chromium
         # A container has neither the namespaces of Chromium's sandbox nor a graphics card; the page is our own.
         browser = chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         stack.callback(browser.close)
         settings = Path(environment(home)["JUPYTERLAB_SETTINGS_DIR"])
-        yield Lab(browser, address, token, folder, settings, pictures)
+        yield Lab(browser, address, token, folder, settings, pictures, front_end)
 
 
 # ---- what a person does
