@@ -12,6 +12,7 @@ from .report import raise_for
 Verdict = Literal["exact", "close", "wrong", "not_checked"]
 Cause = Literal[
     "inherited",
+    "unconfirmed",
     "shape",
     "sum",
     "expanded",
@@ -41,7 +42,8 @@ class GradientCheck:
         index: where that is; ``()`` in a scalar.
         given: the derived gradient there.
         gradient: PyTorch's gradient there.
-        cause: why it is wrong, where that could be confirmed by computing it; else None.
+        cause: why it is wrong, where that could be confirmed by computing it; ``unconfirmed`` where something that it
+            may start from is wrong, and it cannot be told whether that is all; else None.
         message: one or two sentences on what is wrong; empty where nothing is.
         hint: what to write instead, where that is known.
     """
@@ -125,7 +127,7 @@ class GradientChecks:
 
 
 def _rank(check: GradientCheck) -> int:
-    return 2 if check.verdict == "not_checked" else 1 if check.cause == "inherited" else 0
+    return 2 if check.verdict == "not_checked" else 1 if check.cause in ("inherited", "unconfirmed") else 0
 
 
 def _finding(check: GradientCheck) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from .uses import Use, uses_of
 from .verdicts import constant_factor, is_close
 
 MOST_USES = 6
-"""So many uses are combined: 64 combinations at the most."""
+"""So many uses are combined: 64 combinations at the most. Of more, one is left out, or all but one."""
 SNAP = 1e-3
 """A factor this near to a simple one, relatively, is tried as that one."""
 
@@ -62,6 +62,7 @@ class Case:
         floor: see `verdicts.difference`.
         known: every tensor whose gradient is there, by its row's index; the case's own too.
         rows: all rows of the report.
+        users: by a row's index those of the rows that were made from it.
         scale: what the loss was multiplied by for mixed precision.
         follows: what would have followed from the derived gradients above, which are wrong; None for PyTorch's own.
     """
@@ -72,6 +73,7 @@ class Case:
     floor: float
     known: Mapping[int, Known]
     rows: list[TensorRow]
+    users: Mapping[int, list[int]]
     scale: float = 1.0
     follows: Tensor | None = None
 
@@ -94,6 +96,28 @@ class Case:
         """Whether a changed version of what was derived would be right."""
         return is_close(given, self.gradient if gradient is None else gradient, self.floor)
 
+    def wrong_above(self) -> list[str]:
+        """Names of derived gradients from which this one may have been derived, and that are wrong."""
+        above = (self.known[index] for index in self.nearest(derived=True))
+        return [each.name for each in above if each.name is not None and (each.wrong is not None or each.misshapen)]
+
+    def nearest(self, derived: bool) -> list[int]:
+        """The rows from which its gradient is to be had: the nearest that are made of it and whose gradient is there.
+
+        Args:
+            derived: only those whose gradient the person has derived, and the root.
+        """
+        found: list[int] = []
+        seen, pending = {self.index}, [self.index]
+        while pending:
+            above = [index for index in self.users.get(pending.pop(), ()) if index not in seen]
+            seen.update(above)
+            for index in above:
+                known = self.known.get(index)
+                wanted = known is not None and (not derived or known.name is not None or index not in self.users)
+                (found if wanted else pending).append(index)
+        return found
+
     def uses(self) -> list[Use]:
         """Every use of the tensor, with its part of what should have been derived."""
         return uses_in(self, derived=self.follows is not None)
@@ -106,12 +130,8 @@ def uses_in(case: Case, derived: bool) -> list[Use]:
         case: whose tensor.
         derived: take what the person derived in place of PyTorch's gradients, and nothing else but the root's.
     """
-    used = {index for row in case.rows for index in row.inputs}
-    above = {
-        index: (each.tensor, _upstream(each, derived))
-        for index, each in case.known.items()
-        if index != case.index and (not derived or each.name is not None or index not in used)
-    }
+    nearest = case.nearest(derived) or [index for index in case.known if index != case.index]
+    above = {index: (case.known[index].tensor, _upstream(case.known[index], derived)) for index in nearest}
     try:
         return uses_of(case.own.tensor, above)
     except Exception:  # noqa: BLE001 - a tensor subclass or transform without such a graph: no cause is named then
@@ -149,7 +169,7 @@ def _upstream(known: Known, derived: bool) -> Tensor:
 
 def at(row: TensorRow) -> str:
     """A row by its label and place."""
-    return f"`{row.label}` ({row.location})"
+    return f"`{row.label}` ({row.location})" if row.line else f"`{row.label}`"
 
 
 def _reshaped(case: Case) -> Mistake | None:
@@ -199,12 +219,19 @@ def _inherited(case: Case, sources: list[int]) -> Mistake:
 
 def _missing_use(case: Case) -> Mistake | None:
     uses = case.uses()
-    parts = _all_parts(case, uses) if 2 <= len(uses) <= MOST_USES else None
-    for count in range(len(uses) - 1, 0, -1) if parts is not None else ():
-        for chosen in itertools.combinations(range(len(uses)), count):
-            if parts is not None and case.fits(case.given, _sum([parts[each] for each in chosen])):
-                return _lacking(case, uses, [each for each in range(len(uses)) if each not in chosen])
+    parts = _all_parts(case, uses) if len(uses) >= 2 else None
+    for missing in _subsets(len(uses)) if parts is not None else ():
+        there = [part for each, part in enumerate(parts or ()) if each not in missing]
+        if case.fits(case.given, _sum(there)):
+            return _lacking(case, uses, missing)
     return None
+
+
+def _subsets(count: int) -> Iterator[tuple[int, ...]]:
+    """Which of several may be missing: the fewest first, and never all."""
+    sizes = range(1, count) if count <= MOST_USES else (1, count - 1)
+    for size in sizes:
+        yield from itertools.combinations(range(count), size)
 
 
 def _all_parts(case: Case, uses: list[Use]) -> list[Tensor] | None:
@@ -225,7 +252,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return total
 
 
-def _lacking(case: Case, uses: list[Use], missing: list[int]) -> Mistake:
+def _lacking(case: Case, uses: list[Use], missing: Sequence[int]) -> Mistake:
     ways = " and ".join(dict.fromkeys(_way(case, uses[each]) for each in missing))
     if len({_way(case, use) for use in uses}) == 1:
         told = f"`{case.label}` is used {_often(uses)} in {ways}, and its gradient is the sum over all of them"
@@ -247,7 +274,7 @@ def _often(uses: list[Use]) -> str:
 
 def _way(case: Case, use: Use) -> str:
     """The use in the person's words: the row it made, or else the one above."""
-    made = [row for row in case.rows if case.index in row.inputs and row.grad_fn == use.operation]
+    made = [case.rows[user] for user in case.users.get(case.index, ()) if case.rows[user].grad_fn == use.operation]
     if len(made) == 1:
         return at(made[0])
     above = [at(case.known[key].row) for key in sorted(use.sources)]
@@ -268,8 +295,8 @@ def _next_ones(case: Case) -> Mistake | None:
 
 
 def _another_ones(case: Case) -> Mistake | None:
-    if case.given.numel() < 2:
-        return None  # one number is easily equal to another
+    if case.given.numel() < 2 or case.wrong_above():
+        return None  # one number is easily equal to another, and one mistake can look like many a thing
     for index, each in case.known.items():
         if index != case.index and case.fits(case.given, each.gradient):
             return Mistake("other_gradient", f"`{case.name}` is the gradient of {at(each.row)}, not of `{case.label}`.")

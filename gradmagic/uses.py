@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch.autograd.graph import get_gradient_edge
 
 MOST_NODES = 2_000
 """So many nodes are looked at between a tensor and the nearest ones with a known gradient."""
+
+MOST_REACHED = 50_000
+"""So many nodes are looked at to find out whether a tensor belongs to a graph."""
 
 _Edge = tuple[Any, int]
 
@@ -59,6 +62,18 @@ def uses_of(tensor: Tensor, above: Mapping[int, tuple[Tensor, Tensor]]) -> list[
     starts.pop(target, None)
     on_the_way = _leading_to(target, starts)
     return _followed(target, starts, on_the_way) if on_the_way else []
+
+
+def reached(roots: Iterable[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+    """Those of some tensors that others depend on: their nodes lie in the graph, also where that is used up."""
+    nodes: set[Any] = set()
+    pending = [root.grad_fn for root in roots]
+    while pending and len(nodes) < MOST_REACHED:
+        node = pending.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            pending.extend(parent for parent, _ in node.next_functions)
+    return [tensor for tensor in wanted if _edge(tensor)[0] in nodes]
 
 
 def _edge(tensor: Tensor) -> _Edge:

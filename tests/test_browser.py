@@ -1,4 +1,4 @@
-"""The report in a real JupyterLab and Notebook 7, in a real browser: trusted and not, light and dark, run and only opened.
+"""The report in a real JupyterLab and Notebook 7 and browser: trusted and not, light and dark, run and only opened.
 
 ``pytest --screenshots FOLDER tests/test_browser.py`` keeps what was seen. It needs ``pip install ".[browser]"`` and a
 Chromium; Playwright drives one that is installed, where Selenium would need a driver of the very same version.

@@ -186,7 +186,8 @@ def test_what_may_follow_from_a_gradient_of_another_shape_says_so() -> None:
     checks = derived(("dmu = -dzc.sum(0, keepdim=True)", "dmu = -dzc"))
     assert checks["dmu"].cause == "sum"
     assert checks["dmu"].hint == "dmu = dmu.sum(0, keepdim=True)"
-    assert "It may follow from `dmu`, of another shape" in checks["dz"].message
+    assert checks["dz"].cause == "unconfirmed"
+    assert checks["dz"].message == "`dz` is wrong, perhaps only because `dmu` is."
 
 
 def test_two_mistakes_are_both_found_although_one_follows_from_the_other() -> None:
@@ -199,12 +200,53 @@ def test_two_mistakes_are_both_found_although_one_follows_from_the_other() -> No
     assert "`dW1` follows rightly from `dz`, which is wrong" in checks["dW1"].message
 
 
-def test_causes_that_need_the_graph_are_not_guessed_where_it_is_used_up() -> None:
-    """After the cell's own backward `exp` has nothing saved any more: wrong, and said where it comes back through."""
-    found = derived(("de = dp / s + ds", "de = dp / s"), then="loss.backward()\n")["de"]
-    assert found.verdict == "wrong"
-    assert found.cause in (None, "missing_use")
-    assert "`s` (line 19)" in found.message
+def test_what_needs_the_graph_is_not_guessed_where_it_is_used_up() -> None:
+    """After the cell's own backward: the mistake itself needs none; what comes after it may follow."""
+    checks = derived(("de = dp / s + ds", "de = dp / s"), then="loss.backward()\n")
+    assert checks["de"].cause == "missing_use"
+    assert {check.cause for check in checks.wrong} == {"missing_use", "inherited", "unconfirmed"}
+    assert checks["dn"].message == "`dn` is wrong, perhaps only because `de` is."
+    text = str(checks)
+    assert text.count("✖") == 1
+    assert "perhaps only because of what they start from (mend the others first): `dn`" in text
+
+
+def test_a_recurrent_nets_derivation_through_time() -> None:
+    """A weight is used at every step; `dh` of the loop is no gradient of the last `h`, and nobody said so."""
+    source = """torch.manual_seed(0)
+x = torch.randn(8, 4)
+W = (torch.randn(5, 5) * 0.5).requires_grad_()
+U = torch.randn(4, 5, requires_grad=True)
+h = torch.zeros(5)
+hs = [h]
+for t in range(8):
+    h = torch.tanh(h @ W + x[t] @ U)
+    hs.append(h)
+loss = h.pow(2).sum()
+with torch.no_grad():
+    dW, dU, dh = torch.zeros_like(W), torch.zeros_like(U), 2 * h
+    for t in reversed(range(8)):
+        da = dh * (1 - hs[t + 1] ** 2)
+        dW += torch.outer(hs[t], da)
+        dU += torch.outer(x[t], da)
+        dh = da @ W.T
+"""
+    right = check(source)
+    assert [(each.name, each.verdict) for each in right] == [("dW", "close"), ("dU", "close"), ("dh", "not_checked")]
+    assert "`h` (line 8) was made 8 times" in right["dh"].message
+    wrong = check(source.replace("dW +=", "dW ="))
+    assert wrong["dW"].cause == "missing_use"
+    assert "`W` is used 8 times" in wrong["dW"].message
+
+
+def test_tensors_that_share_a_row_are_found_by_their_variables() -> None:
+    """Three weights of one comprehension: one row, which is named after the last."""
+    checks = check(
+        "a, b, c = (torch.full((2,), i + 1.0).requires_grad_() for i in range(3))\nloss = (a * b * c).sum()\n"
+        "da, db, dc = torch.full((2,), 6.0), torch.full((2,), 3.0), torch.full((2,), 4.0)\n"
+    )
+    assert [(each.name, each.verdict) for each in checks] == [("da", "exact"), ("db", "exact"), ("dc", "wrong")]
+    assert checks["dc"].cause == "factor"
 
 
 CELL = "w = torch.tensor([[1.0, 2.0], [3.0, 5.0]], requires_grad=True)\nv = torch.tensor([3.0, 5.0])\n"

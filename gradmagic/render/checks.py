@@ -10,7 +10,7 @@ from types import MappingProxyType
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from ..checks import GradientCheck, GradientChecks, Verdict
+from ..checks import Cause, GradientCheck, GradientChecks, Verdict
 from ..records import Finding
 from .build import finding_view
 from .html import filled
@@ -29,8 +29,15 @@ WORDS: Mapping[Verdict, str] = MappingProxyType(
 STYLES: Mapping[Verdict, Style] = MappingProxyType(
     {"exact": "plain", "close": "plain", "wrong": "error", "not_checked": "dim"}
 )
-FOLLOWS = "follows"
-"""It is right, but for what it starts from."""
+FOLLOWS, UNCLEAR = "follows", "unclear"
+"""It is right, but for what it starts from; it may be."""
+ASIDE: Mapping[Cause, str] = MappingProxyType(
+    {
+        "inherited": "wrong only because of what they start from",
+        "unconfirmed": "wrong, perhaps only because of what they start from (mend the others first)",
+    }
+)
+"""What is not told one by one."""
 NOTHING = (
     "no variable is called like the gradient of a tensor of this run, as `dh` is of `h`; `--check mine=h` pairs two"
 )
@@ -56,7 +63,7 @@ class ChecksView:
 
     header: Line
     findings: tuple[FindingView, ...]
-    follow: Line
+    follow: tuple[Line, ...]
     rows: tuple[CheckView, ...]
     more: int
 
@@ -79,13 +86,12 @@ def render_bundle(checks: GradientChecks) -> dict[str, str]:
 
 def view_of(checks: GradientChecks) -> ChecksView:
     """The checks in words and short numbers. What only follows from something wrong is told in one line."""
-    following = [check for check in checks if check.cause == "inherited"]
-    sentences = {check.message for check in following}
+    sentences = {check.message for check in checks if check.cause in ASIDE}
     told: Sequence[Finding] = [each for each in checks.findings() if each.message not in sentences]
     return ChecksView(
         header=_header(checks),
         findings=tuple(finding_view(finding) for finding in told[:MOST]),
-        follow=_follow(following),
+        follow=tuple(filter(None, (_aside(checks, cause) for cause in ASIDE))),
         rows=tuple(map(_row, checks.checks[:MOST])),
         more=max(len(checks) - MOST, 0),
     )
@@ -96,22 +102,20 @@ def _header(checks: GradientChecks) -> Line:
     if not checks.checks:
         return (*title, *marked_up(NOTHING, "dim"))
     counts = Counter(map(_word, checks))
-    order = ("exact", "close", "wrong", FOLLOWS, "not checked")
+    order = ("exact", "close", "wrong", FOLLOWS, UNCLEAR, "not checked")
     words = {FOLLOWS: "follow" if counts[FOLLOWS] > 1 else "follows"}
     told = ", ".join(f"{counts[word]} {words.get(word, word)}" for word in order if counts[word])
     return (*title, Span(f"{plural(len(checks), 'gradient')}: {told}"))
 
 
 def _word(check: GradientCheck) -> str:
-    return FOLLOWS if check.cause == "inherited" else WORDS[check.verdict]
+    return {"inherited": FOLLOWS, "unconfirmed": UNCLEAR}.get(check.cause or "", WORDS[check.verdict])
 
 
-def _follow(following: Sequence[GradientCheck]) -> Line:
-    """The ones that are right but for what they start from."""
-    if not following:
-        return ()
-    names = ", ".join(f"`{clean(check.name)}`" for check in following[:MOST])
-    return marked_up(f"wrong only because of what they start from: {names}", "dim")
+def _aside(checks: GradientChecks, cause: Cause) -> Line:
+    """The names of those that are wrong for this cause; nothing where none is."""
+    names = [f"`{clean(check.name)}`" for check in checks if check.cause == cause][:MOST]
+    return marked_up(f"{ASIDE[cause]}: {', '.join(names)}", "dim") if names else ()
 
 
 def _row(check: GradientCheck) -> CheckView:
@@ -120,7 +124,7 @@ def _row(check: GradientCheck) -> CheckView:
         name=clean(check.name),
         label=clean(check.label),
         verdict=_word(check),
-        style="warning" if check.cause == "inherited" else STYLES[check.verdict],
+        style="warning" if check.cause in ASIDE else STYLES[check.verdict],
         difference=short(check.max_difference) if check.max_difference is not None else "",
         where=f"[{', '.join(map(str, check.index))}]" if check.index and check.verdict != "exact" else "",
         given=short_complex(check.given) if known and check.given is not None else "",
@@ -130,7 +134,7 @@ def _row(check: GradientCheck) -> CheckView:
 
 def _content(view: ChecksView, width: int, ink: Ink) -> RenderableType:
     findings = [finding_text(finding, ink) for finding in view.findings]
-    follow = [ink.line(view.follow)] if view.follow else []
+    follow = list(map(ink.line, view.follow))
     more = [ink.text(f"{view.more} more", "dim")] if view.more else []
     return Group(ink.line(view.header), *findings, *follow, *([_table(view, width, ink)] if view.rows else []), *more)
 
