@@ -90,7 +90,6 @@ def run_operator(op: Any, dtype: torch.dtype, options: argparse.Namespace, count
     full_name = f"{op.full_name} {str(dtype).removeprefix('torch.')}"
     undefined = op.name.startswith(("empty", "new_empty"))
     variants = [(name, variant) for name, variant in _variants(op) if options.variant in (None, name)]
-    again = 0 if options.device == "cpu" else 500
     for kind, samples in (
         ("", _samples(op, dtype, options.device)),
         ("error ", _failing_samples(op, options.device)),
@@ -98,7 +97,7 @@ def run_operator(op: Any, dtype: torch.dtype, options: argparse.Namespace, count
         for number, given in _spread(samples, options.samples):
             counts.samples += 1
             for name, variant in variants:
-                side_by_side = SideBySide(partial(fresh, variant, given), undefined, name == "double backward", again)
+                side_by_side = SideBySide(partial(fresh, variant, given), undefined, name == "double backward", 500)
                 counts.take(f"{full_name} {kind}{number} {name}", side_by_side)
 
 

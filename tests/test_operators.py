@@ -122,6 +122,10 @@ def test_nothing_differs_between_equal_runs() -> None:
     assert found.nodes == 4
 
 
+VARY = {"linalg.lstsq", "linalg.lstsq.grad_oriented"}
+"""Operators that give other last digits from one plain call on a CPU to the next: LAPACK's `gelsy` does."""
+
+
 def run_database(*options: str) -> dict[str, Any]:
     """Counts of a run in a process of its own."""
     done = subprocess.run(
@@ -135,6 +139,7 @@ def run_database(*options: str) -> dict[str, Any]:
 def assert_nothing_differs(counts: dict[str, Any]) -> None:
     assert counts["told"] == []
     assert counts["mismatches"] == counts["crashes"] == counts["not_traced"] == 0
+    assert {name.split()[0] for name in counts["undetermined"]} <= VARY
 
 
 @pytest.mark.real
