@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gradmagic.checks import GradientCheck, GradientChecks
 from gradmagic.curves import Curve, GradSeries
+from gradmagic.function_checks import FunctionCheck, FunctionChecks
 from gradmagic.records import BackwardPass, Finding, GradStats, InnerStep, LedgerEntry, Location, TensorRow
 from gradmagic.report import Report
 
@@ -423,3 +425,47 @@ SAMPLES: dict[str, Callable[[], Report]] = {
     "hostile": hostile,
     "odd": odd,
 }
+
+
+def checks() -> GradientChecks:
+    """Derived gradients with every verdict and cause."""
+    wrong = GradientCheck(
+        name="dW",
+        label="W",
+        row=1,
+        verdict="wrong",
+        max_difference=0.0316,
+        index=(3, 0),
+        given=-0.14,
+        gradient=-0.108,
+        cause="factor",
+        message="`dW` is 32 times too large; 32 is the size of dimension 0 of `x`.",
+        hint="dW = dW / 32",
+    )
+    told = [
+        GradientCheck(
+            name="dh", label="h", row=2, verdict="exact", max_difference=0.0, index=(0,), given=1, gradient=1
+        ),
+        replace(wrong, name="dz", verdict="close", cause=None, message="", hint="", max_difference=4e-9),
+        wrong,
+        replace(wrong, name="db", cause="inherited", message="`db` follows rightly from `dW`, which is wrong."),
+        replace(wrong, name="dx", cause="unconfirmed", message="`dx` is wrong, perhaps only because `dW` is."),
+        replace(
+            wrong, name="dq", cause="missing_use", hint="Add to `dq` what `dW` gives there.", given=1j, gradient=-2j
+        ),
+        GradientCheck(name="mine", label="nowhere", verdict="not_checked", message="no tensor named 'nowhere'"),
+    ]
+    return GradientChecks(checks=tuple(told))
+
+
+def function_checks() -> FunctionChecks:
+    """Custom Functions with every verdict."""
+    message = "`backward` of `Square` (line 3) gives 1/2 times the gradient of `x`."
+    told = [
+        FunctionCheck(name="Right", line=2, calls=3, verdict="passed"),
+        FunctionCheck(
+            name="Square", line=3, calls=1, verdict="failed", input="x", message=message, hint="return 2 * g * x"
+        ),
+        FunctionCheck(name="Single", line=None, calls=1, verdict="not_checked", message="`Single` was not checked."),
+    ]
+    return FunctionChecks(checks=tuple(told), disturbed="the cell started a profiler, which Python has only one of")

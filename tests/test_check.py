@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_reports
 import torch
 from plain import run_traced
 from shells import Session, session
@@ -17,6 +18,7 @@ from gradmagic.checking import checked
 from gradmagic.checks import GradientCheck, GradientChecks
 from gradmagic.pairing import PATTERNS, checked_patterns, derived_names, parsed_pairs, subjects
 from gradmagic.render.checks import render_html, render_text
+from gradmagic.render.function_checks import render_text as functions_text
 from gradmagic.report import FindingsError, Report
 from gradmagic.verdicts import difference
 
@@ -571,3 +573,10 @@ def test_many_checks_are_shown_bounded() -> None:
 def test_checking_an_empty_report_finds_nothing() -> None:
     """Nothing was traced."""
     assert not len(checked(Report(), {"dh": torch.ones(2)}, {}, PATTERNS))
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_text_is_as_it_was(width: int, golden: Callable[[str, str], None]) -> None:
+    """Golden files of both kinds of checks; ``pytest --refresh-golden`` writes them anew."""
+    golden(f"checks_{width}.txt", render_text(sample_reports.checks(), width))
+    golden(f"functions_{width}.txt", functions_text(sample_reports.function_checks(), width))

