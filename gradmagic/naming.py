@@ -186,17 +186,18 @@ class Naming:
 
     def _place_names(self, place: Place, origin: Origin | None) -> list[str]:
         """All names of a place, the one to show first."""
-        tensor = place.tensor()
+        tensor, held = place.tensor(), self._held_by(place)
         names = list(self._parameters.get(id(tensor), ()))
         if place.adopted is not None:
-            held = [self._held_parameters[id(tensor)]] if id(tensor) in self._held_parameters else []
-            names += [*self._held_by(place), *held, *(origin.names if origin is not None else ())]
+            parameter = [self._held_parameters[id(tensor)]] if id(tensor) in self._held_parameters else []
+            names += [*held, *parameter, *(origin.names if origin is not None else ())]
         else:
             # Inside a loop or comprehension a statement says nothing of the list the tensor ends up in.
-            names += [*self._bound_names(place), *self._held_by(place)]
+            names += [*self._bound_names(place), *held]
             if not names and place.inherits is not None:
                 names = list(self._names.get(place.inherits.index, ()))
-        return sorted(dict.fromkeys(names), key=lambda name: SOME in name)
+        # What a method calls `self.loss` is `model.loss` where the person can write it.
+        return sorted(dict.fromkeys(names), key=lambda name: (SOME in name, _is_hidden(name, held)))
 
     def _bound_names(self, place: Place) -> list[str]:
         """What statements bind the place to, the outermost (the caller's) name first."""
@@ -345,3 +346,8 @@ def stands_apart(place: Place) -> bool:
     So it is inside a torch.func transform, and for a view of a leaf made under ``no_grad``.
     """
     return place.transformed or place.leaf_view
+
+
+def _is_hidden(name: str, held: list[str]) -> bool:
+    """Whether only a method knows the tensor by this name, and a variable of the person leads to it."""
+    return bool(held) and name.startswith("self.") and name not in held

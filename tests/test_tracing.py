@@ -823,3 +823,22 @@ def test_the_traceback_of_an_operator_shows_it_once() -> None:
         seen.append([(frame.filename, frame.name) for frame in traceback.extract_tb(caught.value.__traceback__)][1:])
     assert seen[0] == seen[1]
     assert [name for _, name in seen[0]] == ["wrong", "__call__"]
+
+
+def test_what_a_method_keeps_is_named_by_the_variable_that_leads_to_it() -> None:
+    """`self.loss` of two objects: `second.loss` is what a person can write behind `--backward`."""
+    source = """class Judge(torch.nn.Module):
+    def forward(self, x):
+        self.loss = x.pow(2).sum()
+        hidden = self.loss * 2
+        return x
+x = torch.ones(3, requires_grad=True)
+first, second = Judge(), Judge()
+second(first(x) * 2)
+"""
+    report, namespace = run_traced(source)
+    assert report.passes[0].root == "second.loss"
+    assert report.candidates == ("first.loss",)
+    assert report["second.loss"].tensor is namespace["second"].loss
+    assert report["self.loss"] is report["second.loss"]
+    assert "hidden" in report

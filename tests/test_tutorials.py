@@ -28,8 +28,6 @@ CELLS = {name: source.split("# %%\n") for name, source in TUTORIALS.items()}
 EACH = [(name, number) for name, cells in CELLS.items() for number in range(len(cells))]
 WARNED_OF = {("a polynomial and a Function of one's own", 2): ["dominating_gradient"]}
 """By cell, what is worth a warning: x to the fourth makes one gradient the largest by far."""
-ROOTS = {("the style of another picture", 0): "style_losses[1].loss"}
-"""By cell, the root in the notebook's words, where the report has those of a function."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def traced(number: int, run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heard(report: Report | None, root: str | None, run: Run) -> Iterator[None]:
+def heard(report: Report | None, run: Run) -> Iterator[None]:
     """Plain PyTorch with a prehook on every node, in the backward that gradtrace ran for the report's cell too."""
     with listening(run):
         yield
@@ -114,7 +112,7 @@ def heard(report: Report | None, root: str | None, run: Run) -> Iterator[None]:
     last = report.passes[-1] if report.passes else None
     if last is not None and last.run_by == "gradtrace":
         with gradients_kept(run):
-            start = eval(root or last.root, run.namespace)  # noqa: S307 - a name or an expression of the cell
+            start = eval(last.root, run.namespace)  # noqa: S307 - a name or an expression of the cell
             handles = listen([start], run.norms)
             start.backward(retain_graph=True)
             for _, handle in handles:
@@ -168,7 +166,7 @@ def test_a_notebook_with_the_magic_on_one_cell_does_what_it_does_without(name: s
 def test_the_gradient_of_every_node_of_a_notebook_is_in_the_reports_of_its_cells(name: str) -> None:
     """With the norm that an ordinary hook on each node of each backward hears in plain PyTorch, to the last bit."""
     reports = with_the_magic_on_all(name).reports
-    truth = run_notebook(name, lambda number, run: heard(reports[number], ROOTS.get((name, number)), run))
+    truth = run_notebook(name, lambda number, run: heard(reports[number], run))
     assert [shown.error for shown in truth.shown] == [[]] * len(reports)
     for number, (report, norms) in enumerate(zip(reports, truth.norms, strict=True)):
         assert report is not None
