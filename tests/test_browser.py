@@ -330,6 +330,15 @@ def test_a_findings_link_leads_to_its_row(request: pytest.FixtureRequest, lab: L
     lab.picture(page, f"link {kind}")
 
 
+def test_the_reason_for_a_none_is_in_sight_in_a_narrow_window(lab: Lab) -> None:
+    """Beside the `None`, without scrolling to the end of the line."""
+    with lab.opened(saved(lab, "narrow.ipynb", rnn()), size=SMALL) as page:
+        line = tables(page).get_by_role("row").filter(has_text="encoder.bias")
+        line.get_by_text("encoder.bias").scroll_into_view_if_needed()
+        expect(line.get_by_role("cell", name="cut off from the root")).to_be_in_viewport()
+        lab.picture(page, "narrow")
+
+
 def test_a_fold_opens(from_elsewhere: Page, lab: Lab) -> None:
     """The inner steps of a row, and the code, in a notebook of somebody else's too."""
     step = from_elsewhere.get_by_text("SoftmaxBackward0").first

@@ -96,6 +96,11 @@ def rows_of(html: str) -> list[list[str]]:
     return [[words(cell) for cell in line.findall("td")] for line in body.findall("tr")]
 
 
+def headers_of(html: str) -> list[str]:
+    """The text of every header cell."""
+    return [words(cell) for cell in parsed(html).findall(".//th")]
+
+
 def elements(html: str) -> Iterator[Element]:
     """Every element below the fragment's root."""
     tree = parsed(html)
@@ -192,13 +197,29 @@ def test_every_line_has_as_many_columns_as_the_header(name: str) -> None:
 def test_small_gradients_show_their_values() -> None:
     """Under one heading where all of them are small, instead of min, max and zeros in a larger table."""
     assert rows_of(render_html(quickstart()))[1:] == [
-        ["3", "w", "tensor", "1", "16.0", "", "[16.0]", ""],
-        ["4", "y", "mul", "1", "16.0", "", "[16.0]", ""],
-        ["5", "z", "mul", "1", "8.0", "", "[8.0]", ""],
-        ["6", "l", "pow", "1", "1.0", "", "[1.0]", ""],
+        ["3", "w", "tensor", "1", "16.0", "", "[16.0]"],
+        ["4", "y", "mul", "1", "16.0", "", "[16.0]"],
+        ["5", "z", "mul", "1", "8.0", "", "[8.0]"],
+        ["6", "l", "pow", "1", "1.0", "", "[1.0]"],
     ]
     six = next(cells for cells in rows_of(render_html(odd())) if cells[1] == "six")
     assert "[−0.0123, 123, 1.00e−9, 1.00e5, 0, −0.333]" in six
+
+
+def test_the_reason_for_a_none_stands_right_beside_it() -> None:
+    """In place of the numbers that it has not: the column of notes is out of sight in a narrow window."""
+    lines = rows_of(render_html(rnn()))
+    weight = next(cells for cells in lines if cells[1].endswith("encoder.weight"))
+    assert weight[4:] == ["None", "cut off from the root at line 7"]
+    dead = next(cells for cells in lines if cells[1].startswith("head.1"))
+    assert dead[-1] == "dead: 9 of 32 units"
+
+
+def test_notes_of_gradients_alone_have_a_column() -> None:
+    """Where nothing but a missing gradient has a note, the table ends with the numbers."""
+    assert "note" in headers_of(render_html(rnn()))
+    assert "note" not in headers_of(render_html(quickstart()))
+    assert "note" in headers_of(render_html(Report(rows=[row("e", 9, reason="unused")])))
 
 
 def test_the_longest_bar_is_the_largest_norm() -> None:

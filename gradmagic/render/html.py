@@ -39,6 +39,12 @@ class Shows:
     note: bool
     update: bool
 
+    @property
+    def after_norm(self) -> int:
+        """How many columns stand behind the norm."""
+        numbers = 3 if self.range else int(self.values)
+        return self.bar + numbers + self.update + self.note
+
 
 def render_html(report: Report) -> str:
     """The report as an HTML fragment for a notebook's output."""
@@ -70,15 +76,25 @@ def filled(template: str, **values: object) -> str:
 
 
 def _render(template: str, view: ReportView, **more: str) -> str:
-    shows = Shows(
+    shows = _columns(view)
+    longest = BAR_PIXELS_BESIDE_UPDATES if shows.update else BAR_PIXELS
+    return filled(template, view=view, shows=shows, signs=SIGNS, longest=longest, **more)
+
+
+def _columns(view: ReportView) -> Shows:
+    """A row without numbers has its note in their place, so the reason for a ``None`` stands right beside it.
+
+    In a column at the end, a window of 800 pixels would not show it.
+    """
+    noted = [row for row in view.rows if row.note or row.sparks]
+    all_bare = all(row.bare for row in view.rows)
+    return Shows(
         bar=any(row.grad.bar is not None for row in view.rows),
         range=any(row.grad.low and not row.grad.values for row in view.rows),
         values=any(row.grad.values for row in view.rows),
-        note=any(row.note or row.sparks for row in view.rows),
+        note=any(all_bare or not row.bare for row in noted),
         update=any(row.update for row in view.rows),
     )
-    longest = BAR_PIXELS_BESIDE_UPDATES if shows.update else BAR_PIXELS
-    return filled(template, view=view, shows=shows, signs=SIGNS, longest=longest, **more)
 
 
 @cache

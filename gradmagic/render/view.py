@@ -179,6 +179,13 @@ class RowView:
     folded: tuple[FoldedView, ...] = ()
     more: int = 0
 
+    @property
+    def bare(self) -> bool:
+        """Whether it has no number but the norm, if that."""
+        grad = self.grad
+        numbers = (grad.norms, grad.values, grad.low, grad.high, grad.zeros, self.update)
+        return grad.bar is None and not any(numbers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportView:
