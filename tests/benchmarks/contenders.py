@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from gradmagic.tracing import trace
 
@@ -48,6 +49,33 @@ class _Retaining(TorchFunctionMode):
         return result
 
 
+class _Reducing(TorchFunctionMode):
+    """The five numbers of the table for each gradient, once where it is only passed on: what exact statistics cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles: dict[int, RemovableHandle] = {}
+        self.numbers: list[tuple[Tensor, ...]] = []
+        self.last = (0, 0)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in (*args, *(result if isinstance(result, (tuple, list)) else (result,))):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and id(tensor) not in self.handles:
+                self.handles[id(tensor)] = tensor.register_hook(self.note)
+        return result
+
+    def note(self, grad: Tensor) -> None:
+        """Take the numbers, and leave them where they are until the end."""
+        key = grad.data_ptr(), grad.numel()
+        if key != self.last:
+            self.last = key
+            norm = torch.linalg.vector_norm(grad)
+            self.numbers.append((norm, *torch.aminmax(grad), grad.mean(), torch.count_nonzero(grad)))
+
+
 def plain(prepared: Prepared) -> None:
     """The cell alone."""
     prepared.run()
@@ -57,6 +85,15 @@ def floor(prepared: Prepared) -> None:
     """Under a mode that does nothing."""
     with _Nothing():
         prepared.run()
+
+
+def reductions(prepared: Prepared) -> list[float]:
+    """Under a mode that takes the table's numbers of each gradient, and nothing else: no names, places or reasons."""
+    with _Reducing() as mode:
+        prepared.run()
+    for handle in mode.handles.values():
+        handle.remove()
+    return [number.item() for numbers in mode.numbers for number in numbers]
 
 
 def by_hand(prepared: Prepared) -> list[list[float]]:
@@ -135,6 +172,7 @@ RUNS: Mapping[str, Callable[[Prepared, Now], float]] = MappingProxyType(
     {
         "plain": partial(_whole, plain),
         "floor": partial(_whole, floor),
+        "reductions": partial(_whole, reductions),
         "by hand": partial(_whole, by_hand),
         "gradtrace": partial(_whole, gradtrace),
         "in a shell": partial(_whole, plain),

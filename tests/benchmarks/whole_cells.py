@@ -10,8 +10,17 @@ from .memory import peak
 from .table import Table, megabytes, milliseconds, times
 from .turns import How, Spread, ratio, seconds
 
-_CONTENDERS = ("plain", "floor", "by hand", "gradtrace")
-_COLUMNS = ("load", "plain", "floor: a mode that does nothing", "by hand", "gradtrace", "by hand", "gradtrace")
+_CONTENDERS = ("plain", "floor", "reductions", "by hand", "gradtrace")
+_COLUMNS = (
+    "load",
+    "plain",
+    "floor: a mode that does nothing",
+    "floor: the numbers alone",
+    "by hand",
+    "gradtrace",
+    "by hand",
+    "gradtrace",
+)
 _PEAKS = 3
 
 
