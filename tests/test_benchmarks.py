@@ -53,7 +53,7 @@ def test_a_gpu_run_differs_in_device_size_and_dtype_alone() -> None:
 @pytest.mark.usefixtures("threads")
 def test_the_whole_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """All sections but those that need a shell of their own; the numbers go to a file too."""
-    sections = ["cells", "operations", "reports", "extremes", "rendering"]
+    sections = ["cells", "numbers", "operations", "reports", "extremes", "rendering"]
     main([*sections, "--tiny", "--rounds", "1", "--json", str(tmp_path / "found.json")])
     shown = capsys.readouterr().out
     assert all(f"| {load.key} " in shown for load in LOADS)

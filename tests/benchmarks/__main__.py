@@ -24,7 +24,7 @@ from .loads import LOADS, Load
 from .machine import machine
 from .table import Table
 from .turns import How
-from .whole_cells import untraced, whole_cells
+from .whole_cells import numbers_alone, untraced, whole_cells
 
 
 def sections(loads: Sequence[Load], tiny: bool = False) -> Mapping[str, Callable[[How], Table]]:
@@ -33,6 +33,7 @@ def sections(loads: Sequence[Load], tiny: bool = False) -> Mapping[str, Callable
     rnn = LOADS[0].with_sizes(LOADS[0].tiny if tiny else {})
     return {
         "cells": partial(whole_cells, loads),
+        "numbers": partial(numbers_alone, loads),
         "untraced": partial(untraced, rnn),
         "operations": partial(operations, (10, 10 * few, 100 * few)),
         "reports": partial(reports, ((10, 1), (10, few), (few, 1), (few, 10))),

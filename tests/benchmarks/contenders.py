@@ -54,7 +54,7 @@ class _Reducing(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.handles: dict[int, RemovableHandle] = {}
+        self.leaves: dict[int, RemovableHandle] = {}
         self.numbers: list[tuple[Tensor, ...]] = []
         self.last = (0, 0)
 
@@ -62,9 +62,12 @@ class _Reducing(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in (*args, *(result if isinstance(result, (tuple, list)) else (result,))):
-            if isinstance(tensor, Tensor) and tensor.requires_grad and id(tensor) not in self.handles:
-                self.handles[id(tensor)] = tensor.register_hook(self.note)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(self.note)  # dies with the graph
+        for tensor in args:
+            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf and id(tensor) not in self.leaves:
+                self.leaves[id(tensor)] = tensor.register_hook(self.note)
         return result
 
     def note(self, grad: Tensor) -> None:
@@ -91,7 +94,7 @@ def reductions(prepared: Prepared) -> list[float]:
     """Under a mode that takes the table's numbers of each gradient, and nothing else: no names, places or reasons."""
     with _Reducing() as mode:
         prepared.run()
-    for handle in mode.handles.values():
+    for handle in mode.leaves.values():
         handle.remove()
     return [number.item() for numbers in mode.numbers for number in numbers]
 
