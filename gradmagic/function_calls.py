@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from .raised import told_briefly
+from .random_streams import RandomStreams, random_streams
 from .stored import out_of_sight
 
 MOST_ELEMENTS = 2**22
 """Inputs with more elements together are not copied: 32 MiB in double precision."""
 MOST_FUNCTIONS = 64
 """So many Functions are checked at most."""
+MOST_IN_ALL = 2**24
+"""Once so many elements are kept for all Functions together, no more are copied."""
 
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # a class method has it
 
@@ -33,7 +36,7 @@ class FunctionCall:
         line: line of the watched code that was running, or None where it was called from elsewhere.
         args: what it was given: tensors as copies in double precision, without a graph.
         kwargs: likewise, by name.
-        random: state of the CPU's random generator then.
+        random: where the random generators stood then.
         devices: indices of the CUDA devices of its inputs.
         untaken: why there are no copies; empty where there are.
         calls: how often it was applied.
@@ -43,7 +46,7 @@ class FunctionCall:
     line: int | None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    random: Tensor | None = None
+    random: RandomStreams | None = None
     devices: tuple[int, ...] = ()
     untaken: str = ""
     calls: int = 1
@@ -62,8 +65,9 @@ class FunctionWatch:
     def __init__(self, file: str) -> None:
         """Watch code of this file, as Python knows it."""
         self._file = file
-        self._calls: dict[type, FunctionCall] = {}
+        self._calls: dict[int, FunctionCall] = {}  # by id: a class may have a metaclass that compares and hashes
         self._hook: _Profiler | None = None
+        self._kept = 0
         self.disturbed = ""
 
     @property
@@ -93,11 +97,11 @@ class FunctionWatch:
             self._note(given["cls"], given["args"], given["kwargs"], frame)
 
     def _note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> None:
-        if function in self._calls:
-            self._calls[function].calls += 1
+        if id(function) in self._calls:
+            self._calls[id(function)].calls += 1
         elif not _is_pytorchs(function) and len(self._calls) < MOST_FUNCTIONS:
-            self._calls[function] = call = FunctionCall(function, self._line(frame))
-            _take(call, args, kwargs)
+            self._calls[id(function)] = call = FunctionCall(function, self._line(frame))
+            self._kept += _take(call, args, kwargs, MOST_IN_ALL - self._kept)
 
     def _line(self, frame: FrameType | None) -> int | None:
         while frame is not None and frame.f_code.co_filename != self._file:
@@ -109,22 +113,29 @@ def _is_pytorchs(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).split(".", 1)[0] == "torch"
 
 
-def _take(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keeps copies. Whatever happens here is told in the check, and never to the cell."""
+def _take(call: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any], room: int) -> int:
+    """Keeps copies, and tells of how many elements. Whatever happens here is told in the check, never to the cell."""
     tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     try:
+        size = sum(each.numel() for each in tensors)
         if torch._C._are_functorch_transforms_active():
             call.untaken = "it was applied inside a torch.func transform"
-        elif sum(each.numel() for each in tensors) > MOST_ELEMENTS:
+        elif size > MOST_ELEMENTS:
             call.untaken = f"its inputs have more than {MOST_ELEMENTS:,} elements"
+        elif size > room:
+            call.untaken = f"the inputs of all have more than {MOST_IN_ALL:,} elements together"
+        elif any(each.is_cuda for each in tensors) and torch.cuda.is_current_stream_capturing():
+            call.untaken = "it was applied while a CUDA graph was captured"
         else:
             with out_of_sight(), torch.no_grad():
                 call.args = tuple(map(_copied, args))
                 call.kwargs = {name: _copied(value) for name, value in kwargs.items()}
-            call.random = torch.random.get_rng_state()
-            call.devices = tuple(sorted({each.device.index or 0 for each in tensors if each.device.type == "cuda"}))
+            call.devices = tuple(sorted({each.device.index or 0 for each in tensors if each.is_cuda}))
+            call.random = random_streams(call.devices)
+            return size
     except Exception as error:  # noqa: BLE001 - a tensor that cannot be copied (fake, functional, a subclass)
         call.untaken = f"its inputs could not be copied: {told_briefly(error)}"
+    return 0
 
 
 def _copied(value: Any) -> Any:

@@ -22,9 +22,11 @@ class FunctionCheck:
         calls: how often it was applied.
         verdict: ``passed``, ``failed``, or ``not_checked``, and `message` says why.
         input: name of the input whose gradient is wrong, as in ``forward``; None where that is not known.
-        analytical: what ``backward`` gives for the derivative that is wrong by most.
+        output: position of the output of ``forward`` whose derivative is wrong, or None.
+        analytical: what ``backward`` gives for the element that is wrong by most, for a sum of the output.
         numerical: what central differences give for it.
-        message: one or two sentences on what is wrong; empty where nothing is.
+        message: one or two sentences on what is wrong; empty where nothing is. Of one that has passed: in what way
+            `gradcheck` itself could not pass it.
         hint: what to write instead, where that is known.
     """
 
@@ -33,10 +35,18 @@ class FunctionCheck:
     calls: int
     verdict: Verdict
     input: str | None = None
+    output: int | None = None
     analytical: float | None = None
     numerical: float | None = None
     message: str = ""
     hint: str = ""
+
+    @property
+    def max_difference(self) -> float | None:
+        """How far apart the two are."""
+        if self.analytical is None or self.numerical is None:
+            return None
+        return abs(self.analytical - self.numerical)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,7 +64,7 @@ class FunctionChecks:
     def findings(self) -> list[Finding]:
         """What is wrong, and what could not be checked, in the words of a report.
 
-        Their kinds are ``wrong_backward`` and ``unchecked_backward``.
+        Their kinds are ``wrong_backward``, ``unchecked_backward``, and ``remarked_backward`` for one that has passed.
         """
         told = [_finding(check) for check in self.checks if check.message]
         return sorted(told, key=lambda finding: finding.severity != "error")
@@ -91,10 +101,10 @@ class FunctionChecks:
 
 
 def _finding(check: FunctionCheck) -> Finding:
-    has_failed = check.verdict == "failed"
+    kinds = {"passed": "remarked_backward", "failed": "wrong_backward", "not_checked": "unchecked_backward"}
     return Finding(
-        kind="wrong_backward" if has_failed else "unchecked_backward",
-        severity="error" if has_failed else "info",
+        kind=kinds[check.verdict],
+        severity="error" if check.verdict == "failed" else "info",
         message=check.message,
         hint=check.hint,
     )
