@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ class FunctionCall:
 class FunctionWatch:
     """While this is entered, calls of ``Function.apply`` in this thread are seen, by Python's own profiler hook.
 
-    Nothing of PyTorch is replaced. Where a profiler runs already, it is left alone and nothing is seen.
+    Nothing of PyTorch is replaced. Where a profiler written in Python runs already, it goes on, called from ours, and
+    is put back afterwards. One written in C, which Python cannot put back, is left alone, and nothing is seen.
 
     Attributes:
         calls: the Functions in the order of their first calls.
@@ -65,8 +66,9 @@ class FunctionWatch:
     def __init__(self, file: str) -> None:
         """Watch code of this file, as Python knows it."""
         self._file = file
-        self._calls: dict[int, FunctionCall] = {}  # by id: a class may have a metaclass that compares and hashes
+        self._calls: dict[int, FunctionCall] = {}  # by id: the metaclass of a class may refuse to hash it
         self._hook: _Profiler | None = None
+        self._before: Any = None
         self._kept = 0
         self.disturbed = ""
 
@@ -76,7 +78,8 @@ class FunctionWatch:
         return list(self._calls.values())
 
     def __enter__(self) -> None:
-        if sys.getprofile() is not None:
+        self._before = sys.getprofile()
+        if not isinstance(self._before, FunctionType | MethodType | None):
             self.disturbed = "a profiler was running, which Python has only one of"
             return
         self._hook = self._see
@@ -87,11 +90,13 @@ class FunctionWatch:
         if hook is None:
             return
         if sys.getprofile() is hook:
-            sys.setprofile(None)
+            sys.setprofile(self._before)
         else:  # the cell has started one of its own, which stays
             self.disturbed = "the cell started a profiler, which Python has only one of"
 
-    def _see(self, frame: FrameType, event: str, _: object) -> None:
+    def _see(self, frame: FrameType, event: str, value: object) -> None:
+        if self._before is not None:
+            self._before(frame, event, value)
         if event == "call" and frame.f_code is _APPLY:
             given = frame.f_locals
             self._note(given["cls"], given["args"], given["kwargs"], frame)

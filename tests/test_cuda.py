@@ -15,6 +15,8 @@ from alike import assert_alike
 from plain import run_traced
 from test_waiting import BORN, on, told
 
+from gradmagic.function_calls import FunctionWatch
+from gradmagic.gradchecking import gradchecked
 from gradmagic.report import Report
 from gradmagic.statistics import measure
 
@@ -584,3 +586,29 @@ def _nodes_of(run: Callable[[str], dict[str, Any]], source: str) -> int:
             run(text.replace("PATH", repr(str(path))))
         torch.cuda.synchronize()
         return path.read_text().count("[style=")
+
+
+RANDOM = """
+class Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mask = torch.rand_like(x) > 0.5
+        return x * ctx.mask
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.mask
+x = torch.randn(64, 4, device="cuda", requires_grad=True)
+y = Dropout.apply(x)
+"""
+
+
+@pytest.mark.parametrize("size", ["64, 4", "640, 40"])
+def test_gradcheck_repeats_the_random_numbers_of_the_gpu_and_puts_its_generator_back(size: str) -> None:
+    """Each run of forward draws the same mask, also of many elements; what is drawn next is what would have been."""
+    watch = FunctionWatch("<cell>")
+    with watch:
+        exec(compile(RANDOM.replace("64, 4", size), "<cell>", "exec"), {"torch": torch, "__name__": "__main__"})
+    before = torch.cuda.get_rng_state()
+    (found,) = gradchecked(watch)
+    assert (found.verdict, found.message) == ("passed", "")
+    assert torch.equal(torch.cuda.get_rng_state(), before)

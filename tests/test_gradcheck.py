@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import cProfile
 import random
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -320,21 +323,55 @@ def test_pytorchs_own_functions_are_left_out() -> None:
 # ---- nothing is left behind
 
 
-def test_a_profiler_of_the_persons_own_is_left_alone() -> None:
-    """Running before the cell it keeps running; started in the cell it stays; both are said."""
+@pytest.mark.parametrize("ending", ["", "1 / 0"])
+def test_a_profiler_in_python_sees_what_it_sees_without_and_is_put_back(ending: str) -> None:
+    """Also where the code raises; and the Functions are seen as well."""
+    source = f"{HEAD}{RIGHT['one input']}\n{ending}"
+    seen: list[tuple[str, str]] = []
+
+    def own(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_filename == "<cell>":
+            seen.append((frame.f_code.co_name, event))
+
+    def run(watch: AbstractContextManager[Any]) -> list[tuple[str, str]]:
+        seen.clear()
+        sys.setprofile(own)
+        try:
+            with suppress(ZeroDivisionError), watch:
+                exec(compile(source, "<cell>", "exec"), {"__name__": "__main__"})
+            assert sys.getprofile() is own
+        finally:
+            sys.setprofile(None)
+        return list(seen)
+
+    watch = FunctionWatch("<cell>")
+    assert ("forward", "call") in run(watch)
+    assert seen == run(nullcontext())
+    assert [(each.name, each.verdict) for each in gradchecked(watch)] == [("F", "passed")]
+
+
+def test_a_profiler_in_c_goes_on_and_is_said_where_python_has_only_one() -> None:
+    """From 3.12 on, cProfile takes another way into Python, and both run."""
+    profile, watch = cProfile.Profile(), FunctionWatch("<cell>")
+    profile.enable()
+    try:
+        with watch:
+            exec(compile(HEAD + RIGHT["one input"], "<cell>", "exec"), {"__name__": "__main__"})
+    finally:
+        profile.disable()
+    assert any(getattr(each.code, "co_name", "") == "forward" for each in profile.getstats())
+    if sys.version_info < (3, 12):
+        assert "not all were seen: a profiler was running" in str(gradchecked(watch))
+    else:
+        assert [each.verdict for each in gradchecked(watch)] == ["passed"]
+
+
+def test_a_profiler_that_the_code_starts_stays_and_is_said() -> None:
+    """It is as without."""
 
     def own(*_: Any) -> None:
         return None
 
-    watch = FunctionWatch("<cell>")
-    sys.setprofile(own)
-    try:
-        with watch:
-            assert sys.getprofile() is own
-        assert sys.getprofile() is own
-    finally:
-        sys.setprofile(None)
-    assert "a profiler was running" in str(gradchecked(watch))
     watch = FunctionWatch("<cell>")
     try:
         with watch:
