@@ -12,15 +12,18 @@ from torch import Tensor
 from .trials import Trial, reals
 
 MOST_COMPARED = 256
-"""So many elements of an input are compared at most, spread evenly."""
+"""So many elements of an input are compared at most, by chance: an even spread could miss the columns of a border."""
 _LEAST_COMPARED = 16
 _WORK = 2**25
 """Fewer are compared where forward would run over more than so many elements in all."""
 
-FINE, COARSE, ROUGH = 1e-6, 1e-3, 1e-2
-"""Steps: the first is `torch.autograd.gradcheck`'s own; the second is for what computes in single precision, and the
-third tells half precision, which takes no notice of the first, from what is constant."""
-TOLERANCES: Mapping[float, tuple[float, float]] = MappingProxyType({FINE: (1e-5, 1e-3), COARSE: (1e-3, 1e-2)})
+FINEST, FINE, COARSE, ROUGH = 1e-8, 1e-6, 1e-3, 1e-2
+"""Steps: the second is `torch.autograd.gradcheck`'s own, and the first does not meet a kink that is close by; the third
+is for what computes in single precision; the last tells what computes in half precision, which takes no notice of the
+second, from what is constant."""
+TOLERANCES: Mapping[float, tuple[float, float]] = MappingProxyType(
+    {FINEST: (1e-5, 1e-3), FINE: (1e-5, 1e-3), COARSE: (1e-3, 1e-2)}
+)
 """`atol` and `rtol` by step: those of `gradcheck`, and what single precision leaves at the coarse step."""
 _UNSTEADY: Mapping[float, float] = MappingProxyType({FINE: 1e-4, COARSE: 1e-2})
 _STEADY_SHARE = 0.9
@@ -30,8 +33,8 @@ _STEADY_SHARE = 0.9
 class Compared:
     """Derivatives of sums of the elements of one output by elements of one input: sums x elements.
 
-    The first sum is the plain one, as in ``output.sum().backward()``; the second has random signs, so that what cancels
-    in the first (of a softmax, for one) is seen.
+    The first sum is the plain one, as in ``output.sum().backward()``; the second has random weights, so that what
+    cancels in the first (of a softmax, for one) is seen.
 
     Attributes:
         input: position among the trial's inputs.
@@ -86,6 +89,19 @@ class Compared:
         beyond = torch.maximum(self.low - self.analytical, self.analytical - self.high) - self.allowed
         beyond = beyond.masked_fill(~self.analytical.isfinite(), torch.inf)
         return beyond.masked_fill(~(self.numerical.isfinite() & self.steady), 0.0)
+
+    @property
+    def may_be_ties(self) -> bool:
+        """Whether all that is wrong is where there is no derivative, and not in the plain sum.
+
+        Where many elements are the same, those that come out of a sort are in no order of their own.
+        """
+        return not bool((self.apart[0] > 0).any() or (self.apart[1][self.smooth[1]] > 0).any())
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all that is wrong is where the output does not change."""
+        return not bool(self.numerical[self.apart > 0].any())
 
     @property
     def is_wrong(self) -> bool:
@@ -167,15 +183,15 @@ def _count(total: int, size: int) -> int:
 
 
 def _sample(total: int, size: int) -> Tensor:
-    """Positions spread evenly over all."""
-    count = _count(total, size)
-    return torch.arange(count) * total // max(1, count)
+    """Positions, in order."""
+    chance = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return chance[: _count(total, size)].sort().values
 
 
 def _weights(like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     ones = torch.ones(like.shape, dtype=torch.float64, device=like.device)
-    signs = torch.randint(0, 2, like.shape, generator=generator).mul_(2).sub_(1)
-    return ones, signs.to(like.device, torch.float64)
+    chance = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return ones, chance.to(like.device)
 
 
 def _gradients(trial: Trial, output: Tensor, weights: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:

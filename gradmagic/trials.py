@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from .function_calls import FunctionCall
 DIRECTIONS = 4
 """Steps of an input go along so many random directions, and so many sums of an output are taken."""
 _SEED = 0
+_SINGLE: Mapping[torch.dtype, torch.dtype] = MappingProxyType(
+    {torch.float64: torch.float32, torch.complex128: torch.complex64}
+)
 
 
 class Trial:
@@ -84,15 +89,15 @@ def _name(call: FunctionCall, position: int) -> str:
 # ---- along directions
 
 
-def along_directions(trial: Trial, start: Sequence[Tensor]) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+def along_directions(trial: Trial) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     """A function of few elements that has a right gradient if the Function has, and what to give to it.
 
-    Its inputs are steps from `start` along random directions, a vector of length `DIRECTIONS` for each input; its
-    outputs are sums of the elements of each output with random signs. `torch.autograd.gradcheck`'s fast mode does the
+    Its inputs are steps along random directions, a vector of length `DIRECTIONS` for each input; its outputs are sums
+    of the elements of each output with random signs. `torch.autograd.gradcheck`'s fast mode does the
     same, but falls back to all derivatives when it fails, for the sake of its message.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    around = [each.detach() for each in start]
+    around = [each.detach() for each in trial.inputs]
     directions = [[_in_the_form_of(_signs(reals(x), generator), x) for _ in range(DIRECTIONS)] for x in around]
     weights = [[_signs(reals(y), generator) for _ in range(DIRECTIONS)] for y in trial.run(*trial.inputs)]
 
@@ -107,19 +112,43 @@ def along_directions(trial: Trial, start: Sequence[Tensor]) -> tuple[Callable[..
     return run, [reals(x).new_zeros(DIRECTIONS, requires_grad=True) for x in around]
 
 
-def nearby(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs, each element moved up or down by about a thousandth of the largest one, by chance.
+def beside(trial: Trial) -> Trial:
+    """The same with inputs whose elements are moved up or down by about a thousandth of the largest one, by chance.
 
     Not by less than half of that: of many elements that stand on a kink, none may come to stand close to it.
     """
     generator = torch.Generator().manual_seed(_SEED)
     moved = []
-    for x in inputs:
+    for x in trial.inputs:
         size = 1e-3 * (float(x.detach().abs().max()) if x.numel() else 0.0)
         chance = torch.rand(reals(x).shape, generator=generator, dtype=torch.float64).to(x.device)
         offset = (size or 1e-3) * (0.5 + chance / 2) * _signs(chance, generator)
-        moved.append(x.detach() + _in_the_form_of(offset, x))
-    return moved
+        moved.append((x.detach() + _in_the_form_of(offset, x)).requires_grad_())
+    other = copy(trial)
+    other.inputs = tuple(moved)
+    return other
+
+
+def has_kinks(trial: Trial, step: float) -> bool:
+    """Whether differences to the two sides are not the same along some direction, as they are where all is smooth."""
+    run, still = along_directions(trial)
+    middle = torch.stack(run(*still)).detach()
+    for at, vector in enumerate(still):
+        for number in range(DIRECTIONS):
+            ends = []
+            for times in (1, -1):
+                moved = vector.detach().clone()
+                moved[number] = times * step
+                ends.append(torch.stack(run(*still[:at], moved, *still[at + 1 :])).detach())
+            right, left = (ends[0] - middle) / step, (middle - ends[1]) / step
+            if not torch.allclose(right, left, rtol=1e-3, atol=1e-3 * float(right.abs().max()) + 1e-5):
+                return True
+    return False
+
+
+def is_single(trial: Trial) -> bool:
+    """Whether all outputs are numbers of single precision, which those that are computed in double hardly ever are."""
+    return all(bool((y == y.to(_SINGLE.get(y.dtype, y.dtype)).to(y.dtype)).all()) for y in trial.run(*trial.inputs))
 
 
 def reals(tensor: Tensor) -> Tensor:

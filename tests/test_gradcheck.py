@@ -140,6 +140,23 @@ WRONG = {
     "straight through": (function("x.round()", "g") + "F.apply(x * 0.7)", "x", "with which the output does not change"),
     "beside a kink": (function("x.clamp(min=0)", "2 * g * (x > 0)") + "F.apply((x > 0) * x)", "x", "gives 2 times"),
     "single precision": (function("x.float().exp()", "2 * g * x.exp()") + "F.apply(x)", "x", "gives 2 times"),
+    "a kink where any slope between would do": (
+        function("torch.nn.functional.leaky_relu(x, 0.1)", "1.5 * g * torch.where(x > 0, 1.0, 0.1)")
+        + "F.apply(torch.zeros(3, 8, requires_grad=True))",
+        "x",
+        "gives 1.5 times the gradient of `x`; for the sum of the output and inputs moved by a thousandth, ",
+    ),
+    "NaN at a kink": (
+        function("x.abs()", "g * x / x.abs()") + "F.apply(x.detach().relu().requires_grad_())",
+        "x",
+        "NaN",
+    ),
+    "a border of many": (
+        function("x * 2", "g * torch.where(torch.arange(48) < 47, 2, 3)")
+        + "F.apply(torch.rand(64, 48, requires_grad=True))",
+        "x",
+        "gives a wrong gradient for `x`",
+    ),
     "another each time": (
         "n = []\n" + function("x * 2", "g * (n.append(1) or len(n))") + "F.apply(x)",
         None,
@@ -203,6 +220,23 @@ REMARKED = {
     "many kinks": (
         function("x.clamp(min=0)", "g * (x > 0)") + "F.apply(torch.randn(20_000).relu().requires_grad_())",
         "has no derivative at some elements",
+    ),
+    "kinks close by": (
+        function("x.abs()", "g * x.sign()") + "F.apply(torch.linspace(-1e-2, 1e-2, 20_000).requires_grad_())",
+        "has no derivative at some elements",
+    ),
+    "ties": (
+        function("x.sort().values", "g[x.argsort().argsort()]") + "F.apply(torch.zeros(8, requires_grad=True))",
+        "has no derivative at some elements",
+    ),
+    "flat ties": (
+        function("x.median()", "g * torch.eye(8)[x.median(0).indices].double()")
+        + "F.apply(torch.zeros(8, requires_grad=True))",
+        "has no derivative at some elements",
+    ),
+    "numbers of single precision": (
+        function("x.float().relu()", "g * (x > 0)") + "F.apply(x)",
+        "as in single precision",
     ),
     "an edge": (
         function("x.sqrt()", "g / x.sqrt() / 2") + "F.apply(torch.tensor([0.0, 4.0], requires_grad=True))",
