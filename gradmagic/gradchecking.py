@@ -14,7 +14,7 @@ from .function_checks import FunctionCheck, FunctionChecks
 from .raised import told_briefly
 from .random_streams import random_streams
 from .trials import Trial, along_directions, beside, has_kinks, is_single
-from .verdicts import constant_factor
+from .verdicts import constant_factor, unraveled
 
 SLOW_UP_TO = 1_024
 """Inputs and outputs of up to so many elements together: every derivative is compared; beyond that random directions.
@@ -223,8 +223,8 @@ def _index(position: int, tensor: Tensor) -> str:
     if tensor.is_complex():
         position, is_imaginary = divmod(position, 2)
         part = ".imag" if is_imaginary else ".real"
-    index = [int(each) for each in torch.unravel_index(torch.tensor(position), tensor.shape)] if tensor.dim() else []
-    return (f"[{', '.join(map(str, index))}]" if index else "") + part
+    index = ", ".join(map(str, unraveled(position, tensor.shape)))
+    return (f"[{index}]" if index else "") + part
 
 
 def _cause(wrong: Compared, name: str) -> tuple[str, str]:

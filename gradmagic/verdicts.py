@@ -92,7 +92,7 @@ def difference(given: Tensor, gradient: Tensor, floor: float = 0.0) -> Differenc
     return Difference(
         "exact" if same.all() else "different" if beyond else "close",
         float(apart.flatten()[position]),
-        _unraveled(position, tuple(gradient.shape)),
+        unraveled(position, gradient.shape),
         one.flatten()[position].item(),
         other.flatten()[position].item(),
         beyond,
@@ -105,12 +105,9 @@ def _allowed(given: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
     return relative * size + of_largest * float(size.max())
 
 
-def _unraveled(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        position, at = divmod(position, size)
-        index.append(at)
-    return tuple(reversed(index))
+def unraveled(position: int, shape: torch.Size) -> tuple[int, ...]:
+    """The index of an element by its position in the flattened tensor; ``()`` in a scalar."""
+    return tuple(map(int, torch.unravel_index(torch.tensor(position, device="cpu"), shape)))
 
 
 def constant_factor(given: Tensor, gradient: Tensor) -> float | None:
