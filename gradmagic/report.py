@@ -189,15 +189,32 @@ class Report:
             TensorNotFoundError: (a KeyError) no row has that name; the message names near misses.
             TypeError: `name` is no string.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"a row is looked up by its name; by position it is report.rows[{name!r}]")
         row = self._find(name)
         if row is None:
-            raise TensorNotFoundError(self._not_found(name))
+            raise TensorNotFoundError(self.not_found(name))
         return row
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find(name) is not None
+        return self._find(name) is not None
+
+    def not_found(self, name: str) -> str:
+        """Says that no row has a name, and which names come near: the text of a `TensorNotFoundError`.
+
+        Raises:
+            TypeError: `name` is no string.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a row is looked up by its name; by position it is report.rows[{name!r}]")
+        names = list(dict.fromkeys(n for row in self.rows for n in (row.name, *row.aliases) if n))
+        asked = _quoted(name)
+        if not names:
+            return f"no tensor named {asked}: the report has no named tensor"
+        alike = [known for known in names if len(known) <= _LONGEST_NAME]  # comparing takes the square of the length
+        near = difflib.get_close_matches(name[:_LONGEST_NAME], alike, n=3)
+        if near:
+            return f"no tensor named {asked}; did you mean {' or '.join(map(_quoted, near))}?"
+        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+        return f"no tensor named {asked}; there are {', '.join(map(_quoted, names[:8]))}{more}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -484,7 +501,9 @@ class Report:
 
         return render_bundle(self)
 
-    def _find(self, name: str) -> TensorRow | None:
+    def _find(self, name: object) -> TensorRow | None:
+        if not isinstance(name, str):
+            return None
         for row in reversed(self.rows):
             if row.name == name:
                 return row
@@ -492,18 +511,6 @@ class Report:
             if name in row.aliases:
                 return row
         return None
-
-    def _not_found(self, name: str) -> str:
-        names = list(dict.fromkeys(n for row in self.rows for n in (row.name, *row.aliases) if n))
-        asked = _quoted(name)
-        if not names:
-            return f"no tensor named {asked}: the report has no named tensor"
-        alike = [known for known in names if len(known) <= _LONGEST_NAME]  # comparing takes the square of the length
-        near = difflib.get_close_matches(name[:_LONGEST_NAME], alike, n=3)
-        if near:
-            return f"no tensor named {asked}; did you mean {' or '.join(map(_quoted, near))}?"
-        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
-        return f"no tensor named {asked}; there are {', '.join(map(_quoted, names[:8]))}{more}"
 
 
 def is_surprise(row: TensorRow) -> bool:
