@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import GradientCheck, GradientChecks
-from .mistakes import Case, Known, Mistake, at, mistake_in, shapes_in_words, uses_in
+from .known import Known, Run, run_of
+from .mistakes import Case, Mistake, at, case_of, mistake_in, rounding_floor, shapes_in_words
 from .pairing import subjects
 from .raised import told_briefly
-from .records import Location, TensorRow
+from .records import TensorRow
 from .report import Report, TensorNotFoundError
-from .uses import reached
 from .verdicts import Difference, as_tensor, difference
 
 NAMED = 3
-ROUNDING = 16
-"""So many units of rounding a summand may have gathered where the sum of all of them is zero in exact arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +33,12 @@ class _Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """What is compared with: the rows, and those of them whose tensors are alive and have their gradients."""
+class _Compared:
+    """What comparing has told; with the index of the tensor's row and what was derived, where those were compared."""
 
-    report: Report
-    rows: list[TensorRow]
-    known: Mapping[int, Known]
-    users: Mapping[int, list[int]]
-
-    def find(self, label: str) -> int:
-        """Index of a row.
-
-        Raises:
-            TensorNotFoundError: no row has that name.
-        """
-        if label not in self.report:
-            more = range(len(self.report.rows), len(self.rows))
-            found = next((index for index in more if self.rows[index].name == label), None)
-            if found is not None:
-                return found
-        row = self.report[label]
-        return next(index for index, each in enumerate(self.rows) if each is row)
-
-    def knows(self, label: str) -> bool:
-        """Whether a row has that name."""
-        return label in self.report or any(row.name == label for row in self.rows[len(self.report.rows) :])
+    check: GradientCheck
+    index: int = -1
+    given: Tensor | None = None
 
 
 def checked(
@@ -75,89 +53,27 @@ def checked(
         patterns: how derived gradients are called, see `pairing.PATTERNS`.
     """
     with torch.no_grad():
-        run = _run(report, namespace)
-        found: list[_Pair | GradientCheck] = list(_by_name(run, namespace, patterns, pairs))
-        found += [_asked_for(run, namespace, name, label) for name, label in pairs.items()]
-        checks = [each if isinstance(each, GradientCheck) else _compared(run, each) for each in found]
-        derived = replace(run, known=_with_derived(run.known, zip(found, checks, strict=True)))
-        told = [
-            _explained(derived, check, pair) if isinstance(pair, _Pair) and check.verdict == "wrong" else check
-            for pair, check in zip(found, checks, strict=True)
-        ]
+        run = run_of(report, namespace)
+        compared = [_compared(run, pair) for pair in _by_name(run, namespace, patterns, pairs)]
+        compared += [_asked_for(run, namespace, name, label) for name, label in pairs.items()]
+        derived = replace(run, known=_with_derived(run.known, compared))
+        told = [_explained(derived, each) for each in compared]
     order = {name: position for position, name in enumerate(namespace)}
     return GradientChecks(checks=tuple(sorted(told, key=lambda check: order.get(check.name, len(order)))))
-
-
-def _run(report: Report, namespace: Mapping[str, Any]) -> _Run:
-    known = {index: found for index, row in enumerate(report.rows) if (found := _known(row)) is not None}
-    rows = list(report.rows)
-    for name, tensor in _without_a_row(report, namespace, known):
-        found = _known(_row(name, tensor))
-        if found is not None:
-            known[len(rows)] = found
-            rows.append(found.row)
-    users: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        for used in row.inputs:
-            users.setdefault(used, []).append(index)
-    return _Run(report, rows, known, users)
-
-
-def _without_a_row(
-    report: Report, namespace: Mapping[str, Any], known: Mapping[int, Known]
-) -> list[tuple[str, Tensor]]:
-    """Variables that this run depends on: several tensors can be one row, as in ``q, k = (f(x) for f in fs)``."""
-    tensors = {id(each.tensor) for each in known.values()}
-    named = [(name, value) for name, value in namespace.items() if issubclass(type(value), Tensor)]
-    open_ones = [(name, each) for name, each in named if name not in report and id(each) not in tensors]
-    asking = [(name, each) for name, each in open_ones if each.requires_grad]
-    found = reached([each.tensor for each in known.values()], [each for _, each in asking]) if asking else []
-    ours = set(map(id, found))
-    return [(name, each) for name, each in asking if id(each) in ours]
-
-
-def _row(name: str, tensor: Tensor) -> TensorRow:
-    """A row for a tensor that has none of its own."""
-    nowhere = Location("", 0)
-    kind: Literal["leaf", "non-leaf"] = "leaf" if tensor.is_leaf else "non-leaf"
-    shape, dtype, device = tuple(tensor.shape), str(tensor.dtype), str(tensor.device)
-    return TensorRow(
-        name=name,
-        expression=name,
-        op="",
-        grad_fn=None,
-        location=nowhere,
-        kind=kind,
-        shape=shape,
-        dtype=dtype,
-        device=device,
-        find_tensor=lambda: tensor,
-    )
-
-
-def _known(row: TensorRow) -> Known | None:
-    """The tensor of a row with its gradient, or None where one of them is not there."""
-    tensor = row.tensor
-    if tensor is None or not (tensor.is_leaf or tensor.retains_grad) or tensor.grad is None:
-        return None
-    try:
-        return Known(row, tensor, as_tensor(tensor.grad, tensor.grad))
-    except Exception:  # noqa: BLE001 - a tensor subclass without numbers that could be compared
-        return None
 
 
 # ---- which belongs to which
 
 
 def _by_name(
-    run: _Run, namespace: Mapping[str, Any], patterns: Sequence[str], pairs: Mapping[str, str]
+    run: Run, namespace: Mapping[str, Any], patterns: Sequence[str], pairs: Mapping[str, str]
 ) -> Iterator[_Pair]:
     root = run.report.passes[-1].root if run.report.passes else None
     flowing = {id(each.tensor) for each in run.known.values()}
     for name, value in list(namespace.items()):
         if name.startswith("_") or name in pairs or not _is_numeric(value) or id(value) in flowing:
             continue  # what the root itself depends on is nobody's gradient: d_loss of a GAN
-        index = next((run.find(each) for each in subjects(name, patterns, root) if run.knows(each)), None)
+        index = next((run.names[each] for each in subjects(name, patterns, root) if each in run.names), None)
         if index is not None and _may_be(value, run.rows[index], index in run.known):
             yield _Pair(name, value, index, by_name=True)
 
@@ -181,45 +97,44 @@ def _may_be(value: Any, row: TensorRow, is_known: bool) -> bool:
     return (is_known or row.grad is not None) and tuple(getattr(value, "shape", ())) == row.shape
 
 
-def _asked_for(run: _Run, namespace: Mapping[str, Any], name: str, label: str) -> _Pair | GradientCheck:
+def _asked_for(run: Run, namespace: Mapping[str, Any], name: str, label: str) -> _Compared:
     try:
         index = run.find(label)
     except TensorNotFoundError as error:
-        return GradientCheck(name=name, label=label, verdict="not_checked", message=str(error))
+        return _Compared(GradientCheck(name=name, label=label, verdict="not_checked", message=str(error)))
     try:
         value = namespace[name] if name in namespace else eval(name, dict(namespace))  # noqa: S307 - the person's own
     except Exception as error:  # noqa: BLE001 - the person's own expression: told in words
         near = difflib.get_close_matches(name, list(namespace), 2)
         asked = f" Did you mean {' or '.join(f'`{each}`' for each in near)}?" if near else ""
         told = f"`{name}` could not be looked up: {told_briefly(error)}.{asked}"
-        return GradientCheck(name=name, label=label, verdict="not_checked", message=told)
-    return _Pair(name, value, index)
+        return _Compared(GradientCheck(name=name, label=label, verdict="not_checked", message=told))
+    return _compared(run, _Pair(name, value, index))
 
 
 # ---- compared
 
 
-def _compared(run: _Run, pair: _Pair) -> GradientCheck:
+def _compared(run: Run, pair: _Pair) -> _Compared:
     row = run.rows[pair.index]
     index = pair.index if pair.index < len(run.report.rows) else None
     check = GradientCheck(name=pair.name, label=row.label, row=index, verdict="not_checked")
     if pair.index not in run.known:
-        return replace(check, message=_why_unknown(row))
+        return _Compared(replace(check, message=_why_unknown(row)))
     gradient = run.known[pair.index].gradient
     try:
         given = as_tensor(pair.value, gradient)
         if given.shape != gradient.shape:
-            return replace(check, verdict="wrong")
+            return _Compared(replace(check, verdict="wrong"), pair.index, given)
         found = difference(given, gradient)
         if found.verdict == "different":
-            found = difference(given, gradient, _floor(_case(run, pair)))
+            found = difference(given, gradient, rounding_floor(gradient, run.uses(pair.index, derived=False)))
     except Exception as error:  # noqa: BLE001 - whatever the variable holds, it is no gradient: told in words
-        return replace(check, message=f"`{pair.name}` cannot be compared with a gradient: {told_briefly(error)}")
+        told = f"`{pair.name}` cannot be compared with a gradient: {told_briefly(error)}"
+        return _Compared(replace(check, message=told))
     if found.verdict == "different" and pair.by_name and row.count > 1 and row.kind == "non-leaf":
-        return replace(check, message=_several(check, row))  # dh in a loop: nobody knows which one is meant
-    judged = _judged(check, found)
-    wrong = judged.verdict == "wrong"
-    return replace(judged, message=_difference_in_words(judged, found, gradient.numel())) if wrong else judged
+        return _Compared(replace(check, message=_several(check, row)))  # dh in a loop: nobody knows which one is meant
+    return _Compared(_judged(check, found, gradient.numel()), pair.index, given)
 
 
 def _several(check: GradientCheck, row: TensorRow) -> str:
@@ -237,14 +152,16 @@ def _why_unknown(row: TensorRow) -> str:
     return f"`{row.label}.grad` is not there any more{f': {row.note}' if row.note else '.'}"
 
 
-def _judged(check: GradientCheck, found: Difference) -> GradientCheck:
+def _judged(check: GradientCheck, found: Difference, total: int) -> GradientCheck:
+    right = found.verdict if found.verdict != "different" else None
     return replace(
         check,
-        verdict="wrong" if found.verdict == "different" else found.verdict,
+        verdict=right or "wrong",
         max_difference=found.largest,
         index=found.index,
         given=found.given,
         gradient=found.gradient,
+        message="" if right else _difference_in_words(check, found, total),
     )
 
 
@@ -252,7 +169,7 @@ def _difference_in_words(check: GradientCheck, found: Difference, total: int) ->
     if found.given is None or found.gradient is None or not found.index:
         told = f": it is {_value(found.given)}, and should be {_value(found.gradient)}"
         return f"`{check.name}` is not the gradient of `{check.label}`{told}."
-    where = ", ".join(map(str, found.index or ()))
+    where = ", ".join(map(str, found.index))
     return (
         f"`{check.name}` is not the gradient of `{check.label}` in {found.beyond:,} of {total:,} elements; at "
         f"[{where}], where it differs most, it is {_value(found.given)} and should be {_value(found.gradient)}."
@@ -263,40 +180,27 @@ def _value(element: float | complex | None) -> str:
     return f"{element:.3g}" if element is not None else ""
 
 
-def _case(run: _Run, pair: _Pair) -> Case:
-    given = as_tensor(pair.value, run.known[pair.index].gradient)
-    return Case(pair.name, pair.index, given, 0.0, run.known, run.rows, run.users, run.report.scale)
-
-
-def _floor(case: Case) -> float:
-    """What rounding may leave where the sum of all parts is zero in exact arithmetic."""
-    if not (case.gradient.is_floating_point() or case.gradient.is_complex()):
-        return 0.0
-    summed = max((use.summed for use in uses_in(case, derived=False)), default=0.0)
-    return ROUNDING * torch.finfo(case.gradient.dtype).eps * summed if math.isfinite(summed) else 0.0
-
-
 # ---- what is wrong
 
 
-def _with_derived(known: Mapping[int, Known], pairs: Any) -> dict[int, Known]:
+def _with_derived(known: Mapping[int, Known], compared: Iterable[_Compared]) -> dict[int, Known]:
     """What is known, with what was derived, from which further gradients may follow."""
     found = dict(known)
-    for pair, check in pairs:
-        if not isinstance(pair, _Pair) or check.verdict == "not_checked":
+    for each in compared:
+        if each.given is None:
             continue
-        own = found[pair.index]
-        given = as_tensor(pair.value, own.gradient) if check.verdict == "wrong" else own.gradient
-        wrong = check.verdict == "wrong"
-        misshapen = given.shape != own.gradient.shape
-        wrong_one = given if wrong and not misshapen else None
-        found[pair.index] = replace(own, name=pair.name, wrong=wrong_one, misshapen=misshapen)
+        own = found[each.index]
+        misshapen = each.given.shape != own.gradient.shape
+        wrong = each.given if each.check.verdict == "wrong" and not misshapen else None
+        found[each.index] = replace(own, name=each.check.name, wrong=wrong, misshapen=misshapen)
     return found
 
 
-def _explained(run: _Run, check: GradientCheck, pair: _Pair) -> GradientCheck:
-    case = _case(run, pair)
-    case = replace(case, floor=_floor(case))
+def _explained(run: Run, compared: _Compared) -> GradientCheck:
+    check = compared.check
+    if compared.given is None or check.verdict != "wrong":
+        return check
+    case = case_of(run, check.name, compared.index, compared.given)
     mistake = mistake_in(case)
     if mistake is None and case.given.shape != case.gradient.shape:
         mistake = Mistake("shape", f"{shapes_in_words(case)}. A gradient has the shape of its tensor.")
@@ -311,5 +215,5 @@ def _explained(run: _Run, check: GradientCheck, pair: _Pair) -> GradientCheck:
 
 def _where_from(case: Case) -> list[str]:
     """The uses of the tensor: one of them is where the derivation went wrong."""
-    made = [case.rows[user] for user in case.users.get(case.index, ()) if case.rows[user].grad is not None][:NAMED]
+    made = [row for row in case.made() if row.grad is not None][:NAMED]
     return [f"It comes back through {', '.join(map(at, made))}."] if made else []

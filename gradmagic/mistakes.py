@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .checks import Cause
+from .known import Run
 from .records import TensorRow
 from .reshapings import permuted, reshapings
-from .uses import Use, uses_of
+from .uses import Use
 from .verdicts import constant_factor, is_close
 
 MOST_USES = 6
 """So many uses are combined: 64 combinations at the most. Of more, one is left out, or all but one."""
+ROUNDING = 16
+"""So many units of rounding a summand may have gathered where the sum of all of them is zero in exact arithmetic."""
 SNAP = 1e-3
 """A factor this near to a simple one, relatively, is tried as that one."""
 
@@ -31,27 +35,6 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A tensor whose gradient is there.
-
-    Attributes:
-        row: its row.
-        tensor: itself.
-        gradient: its gradient, dense and without a graph.
-        name: the variable that holds what was derived, or None.
-        wrong: what was derived, where that is wrong and of the right shape.
-        misshapen: what was derived has another shape, so that nothing can be said of what follows from it.
-    """
-
-    row: TensorRow
-    tensor: Tensor
-    gradient: Tensor
-    name: str | None = None
-    wrong: Tensor | None = None
-    misshapen: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """One wrong gradient.
 
@@ -59,91 +42,71 @@ class Case:
         name: the variable that holds it.
         index: of the row it belongs to.
         given: what was derived.
+        run: what is known besides.
+        gradient: what should have been derived: PyTorch's own, or what follows from the derived gradients above.
+        uses: every use of the tensor, with its part of that gradient.
         floor: see `verdicts.difference`.
-        known: every tensor whose gradient is there, by its row's index; the case's own too.
-        rows: all rows of the report.
-        users: by a row's index those of the rows that were made from it.
-        scale: what the loss was multiplied by for mixed precision.
-        follows: what would have followed from the derived gradients above, which are wrong; None for PyTorch's own.
     """
 
     name: str
     index: int
     given: Tensor
+    run: Run
+    gradient: Tensor
+    uses: list[Use]
     floor: float
-    known: Mapping[int, Known]
-    rows: list[TensorRow]
-    users: Mapping[int, list[int]]
-    scale: float = 1.0
-    follows: Tensor | None = None
 
     @property
-    def own(self) -> Known:
-        """What PyTorch has for it."""
-        return self.known[self.index]
-
-    @property
-    def gradient(self) -> Tensor:
-        """What should have been derived."""
-        return self.own.gradient if self.follows is None else self.follows
+    def row(self) -> TensorRow:
+        """That of the tensor."""
+        return self.run.rows[self.index]
 
     @property
     def label(self) -> str:
         """What the tensor is called."""
-        return self.own.row.label
+        return self.row.label
 
     def fits(self, given: Tensor, gradient: Tensor | None = None) -> bool:
         """Whether a changed version of what was derived would be right."""
         return is_close(given, self.gradient if gradient is None else gradient, self.floor)
 
+    def made(self) -> list[TensorRow]:
+        """The rows that were made from the tensor."""
+        return [self.run.rows[user] for user in self.run.users.get(self.index, ())]
+
     def wrong_above(self) -> list[str]:
         """Names of derived gradients from which this one may have been derived, and that are wrong."""
-        above = (self.known[index] for index in self.nearest(derived=True))
+        above = (self.run.known[index] for index in self.run.nearest(self.index, derived=True))
         return [each.name for each in above if each.name is not None and (each.wrong is not None or each.misshapen)]
 
-    def nearest(self, derived: bool) -> list[int]:
-        """The rows from which its gradient is to be had: the nearest that are made of it and whose gradient is there.
 
-        Args:
-            derived: only those whose gradient the person has derived, and the root.
-        """
-        found: list[int] = []
-        seen, pending = {self.index}, [self.index]
-        while pending:
-            above = [index for index in self.users.get(pending.pop(), ()) if index not in seen]
-            seen.update(above)
-            for index in above:
-                known = self.known.get(index)
-                wanted = known is not None and (not derived or known.name is not None or index not in self.users)
-                (found if wanted else pending).append(index)
-        return found
-
-    def uses(self) -> list[Use]:
-        """Every use of the tensor, with its part of what should have been derived."""
-        return uses_in(self, derived=self.follows is not None)
-
-
-def uses_in(case: Case, derived: bool) -> list[Use]:
-    """Every use of the case's tensor; none where there is no such graph.
+def case_of(run: Run, name: str, index: int, given: Tensor) -> Case:
+    """A case, judged by PyTorch's own gradient.
 
     Args:
-        case: whose tensor.
-        derived: take what the person derived in place of PyTorch's gradients, and nothing else but the root's.
+        run: what is known.
+        name: the variable that holds what was derived.
+        index: of the row it belongs to.
+        given: what was derived.
     """
-    nearest = case.nearest(derived) or [index for index in case.known if index != case.index]
-    above = {index: (case.known[index].tensor, _upstream(case.known[index], derived)) for index in nearest}
-    try:
-        return uses_of(case.own.tensor, above)
-    except Exception:  # noqa: BLE001 - a tensor subclass or transform without such a graph: no cause is named then
-        return []
+    gradient, uses = run.known[index].gradient, run.uses(index, derived=False)
+    return Case(name, index, given, run, gradient, uses, rounding_floor(gradient, uses))
+
+
+def rounding_floor(gradient: Tensor, uses: list[Use]) -> float:
+    """What rounding may leave where the sum of all parts is zero in exact arithmetic."""
+    if not (gradient.is_floating_point() or gradient.is_complex()):
+        return 0.0
+    summed = max((use.summed for use in uses), default=0.0)
+    return ROUNDING * torch.finfo(gradient.dtype).eps * summed if math.isfinite(summed) else 0.0
 
 
 def mistake_in(case: Case) -> Mistake | None:
     """The first cause that can be confirmed, or None. What follows from a mistake above counts as right."""
-    follows, sources = _following(case)
-    if follows is not None and case.fits(case.given, follows):
-        return _inherited(case, sources)
-    return _confirmed(case) or (_confirmed(replace(case, follows=follows)) if follows is not None else None)
+    followed = _followed(case)
+    if followed is not None and followed.fits(case.given):
+        return _inherited(followed)
+    return _confirmed(case) or (_confirmed(followed) if followed is not None else None)
 
 
 def _confirmed(case: Case) -> Mistake | None:
@@ -161,10 +124,6 @@ def _confirmed(case: Case) -> Mistake | None:
         _another_ones,
     )
     return next((found for cause in causes if (found := cause(case)) is not None), None)
-
-
-def _upstream(known: Known, derived: bool) -> Tensor:
-    return known.wrong.to(known.gradient.dtype) if derived and known.wrong is not None else known.gradient
 
 
 def at(row: TensorRow) -> str:
@@ -200,30 +159,38 @@ def _not_finite(case: Case) -> Mistake | None:
     return Mistake("not_finite", f"`{case.name}` is {what} in {count} of {bad.numel()} elements; PyTorch's is finite.")
 
 
-def _following(case: Case) -> tuple[Tensor | None, list[int]]:
-    """What follows from the derived gradients above, and which of those are wrong; None where none is, or is known."""
-    if all(each.wrong is None for index, each in case.known.items() if index != case.index):
-        return None, []
-    uses = uses_in(case, derived=True)
+def _followed(case: Case) -> Case | None:
+    """The same, judged by what follows from the derived gradients above; None where none is wrong, or is known."""
+    known = case.run.known
+    if all(each.wrong is None for index, each in known.items() if index != case.index):
+        return None
+    uses = case.run.uses(case.index, derived=True)
     parts = [use.part for use in uses if use.part is not None]
-    sources = sorted({key for use in uses for key in use.sources if case.known[key].wrong is not None})
-    return (_sum(parts), sources) if sources and len(parts) == len(uses) else (None, [])
+    if len(parts) < len(uses) or not _wrong_sources(case.run, uses):
+        return None
+    return replace(case, gradient=_sum(parts), uses=uses)
 
 
-def _inherited(case: Case, sources: list[int]) -> Mistake:
+def _wrong_sources(run: Run, uses: list[Use]) -> list[str | None]:
+    """Names of the derived gradients that the parts were computed from, and that are wrong."""
+    sources = sorted({key for use in uses for key in use.sources})
+    return [run.known[key].name for key in sources if run.known[key].wrong is not None]
+
+
+def _inherited(case: Case) -> Mistake:
     """Right, given what comes from above, which is wrong."""
-    names = " and ".join(f"`{case.known[key].name}`" for key in sources)
+    sources = _wrong_sources(case.run, case.uses)
+    names = " and ".join(f"`{name}`" for name in sources)
     is_or_are = "is" if len(sources) == 1 else "are"
     return Mistake("inherited", f"`{case.name}` follows rightly from {names}, which {is_or_are} wrong.")
 
 
 def _missing_use(case: Case) -> Mistake | None:
-    uses = case.uses()
-    parts = _all_parts(case, uses) if len(uses) >= 2 else None
-    for missing in _subsets(len(uses)) if parts is not None else ():
+    parts = _all_parts(case) if len(case.uses) >= 2 else None
+    for missing in _subsets(len(case.uses)) if parts is not None else ():
         there = [part for each, part in enumerate(parts or ()) if each not in missing]
         if case.fits(case.given, _sum(there)):
-            return _lacking(case, uses, missing)
+            return _lacking(case, missing)
     return None
 
 
@@ -234,8 +201,9 @@ def _subsets(count: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.combinations(range(count), size)
 
 
-def _all_parts(case: Case, uses: list[Use]) -> list[Tensor] | None:
+def _all_parts(case: Case) -> list[Tensor] | None:
     """Every part; the only one that cannot be computed any more is what the others leave of the gradient."""
+    uses = case.uses
     known = [use.part for use in uses if use.part is not None]
     if len(known) == len(uses):
         return known if case.fits(_sum(known)) else None
@@ -252,38 +220,35 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return total
 
 
-def _lacking(case: Case, uses: list[Use], missing: Sequence[int]) -> Mistake:
+def _lacking(case: Case, missing: Sequence[int]) -> Mistake:
+    uses, often = case.uses, "twice" if len(case.uses) == 2 else f"{len(case.uses)} times"
     ways = " and ".join(dict.fromkeys(_way(case, uses[each]) for each in missing))
     if len({_way(case, use) for use in uses}) == 1:
-        told = f"`{case.label}` is used {_often(uses)} in {ways}, and its gradient is the sum over all of them"
+        told = f"`{case.label}` is used {often} in {ways}, and its gradient is the sum over all of them"
         return Mistake("missing_use", f"`{case.name}` is not all of it: {told}.")
     parts = "the part that comes" if len(missing) == 1 else "the parts that come"
-    derived = {case.known[key].name for each in missing for key in uses[each].sources}
+    derived = {case.run.known[key].name for each in missing for key in uses[each].sources}
     names = [f"`{name}`" for name in sorted(name for name in derived if name)]
     return Mistake(
         "missing_use",
-        f"`{case.name}` lacks {parts} back through {ways}: `{case.label}` is used {_often(uses)}, "
+        f"`{case.name}` lacks {parts} back through {ways}: `{case.label}` is used {often}, "
         "and its gradient is the sum.",
         f"Add to `{case.name}` what {' and '.join(names)} gives there." if names else "",
     )
 
 
-def _often(uses: list[Use]) -> str:
-    return "twice" if len(uses) == 2 else f"{len(uses)} times"
-
-
 def _way(case: Case, use: Use) -> str:
     """The use in the person's words: the row it made, or else the one above."""
-    made = [case.rows[user] for user in case.users.get(case.index, ()) if case.rows[user].grad_fn == use.operation]
+    made = [row for row in case.made() if row.grad_fn == use.operation]
     if len(made) == 1:
         return at(made[0])
-    above = [at(case.known[key].row) for key in sorted(use.sources)]
+    above = [at(case.run.rows[key]) for key in sorted(use.sources)]
     return " and ".join(above) or use.operation
 
 
 def _next_ones(case: Case) -> Mistake | None:
     """The gradient of what was made from it: the derivative of that step is missing."""
-    for index, each in case.known.items():
+    for index, each in case.run.known.items():
         if case.index in each.row.inputs and index != case.index and case.fits(case.given, each.gradient):
             step = each.row.location.statement or each.row.expression
             return Mistake(
@@ -297,7 +262,7 @@ def _next_ones(case: Case) -> Mistake | None:
 def _another_ones(case: Case) -> Mistake | None:
     if case.given.numel() < 2 or case.wrong_above():
         return None  # one number is easily equal to another, and one mistake can look like many a thing
-    for index, each in case.known.items():
+    for index, each in case.run.known.items():
         if index != case.index and case.fits(case.given, each.gradient):
             return Mistake("other_gradient", f"`{case.name}` is the gradient of {at(each.row)}, not of `{case.label}`.")
     return None
@@ -319,7 +284,7 @@ def _transposed(case: Case) -> Mistake | None:
 
 def _accumulated(case: Case) -> Mistake | None:
     """``.grad`` holds more than the last pass has brought: that is told by the pass's own statistics."""
-    last = case.own.row.grad
+    last = case.row.grad
     if last is None or not case.given.numel() or case.given.is_complex():
         return None
     given = case.given.double()
@@ -337,8 +302,8 @@ def _accumulated(case: Case) -> Mistake | None:
 
 def _scaled_part(case: Case) -> Mistake | None:
     """One of several uses is off by a factor, such as that of a variance: all others are right."""
-    uses = case.uses()
-    parts = _all_parts(case, uses) if 2 <= len(uses) <= MOST_USES and case.given.numel() > 1 else None
+    uses = case.uses
+    parts = _all_parts(case) if 2 <= len(uses) <= MOST_USES and case.given.numel() > 1 else None
     for position, part in enumerate(parts or ()):
         others = case.gradient - part
         for factor in _simple(case, constant_factor(case.given - others, part)):
@@ -409,16 +374,16 @@ def _simple_factors(case: Case) -> Iterator[_Factor]:
         yield _Factor(size, str(size), f"; {size} is {whose}")
         bessel = f" (Bessel's correction: {size} is {whose})"
         yield _Factor(size / (size - 1), f"{size}/{size - 1}", bessel)
-    if case.scale != 1.0:
+    scale = case.run.report.scale
+    if scale != 1.0:
         origin = "; the loss was multiplied by that for mixed precision, and so is PyTorch's gradient"
-        yield _Factor(case.scale, f"{case.scale:.6g}", origin)
+        yield _Factor(scale, f"{scale:.6g}", origin)
     yield from map(_Factor, (1.0, 2.0, 3.0, 4.0))
 
 
 def _sizes(case: Case) -> Iterator[tuple[int, str]]:
     """Sizes of dimensions, and numbers of elements: the tensor's own first, then those of the others with a name."""
-    own = case.own.row
-    rows = [own, *(row for row in case.rows if row is not own and row.name)]
+    rows = [case.row, *(row for row in case.run.rows if row is not case.row and row.name)]
     seen = {0, 1, 2}  # two is a square's as well
     for row in rows:
         for dimension, size in enumerate(row.shape):

@@ -54,7 +54,7 @@ LAYERS = (
     },
     {"backward"},
     {"rows", "exports", "report", "reading", "scalars", "naming", "observed", "ending", "ledger", "matching"}
-    | {"comparison", "loss_scale", "checks", "mistakes", "checking"}
+    | {"comparison", "loss_scale", "checks", "known", "mistakes", "checking"}
     | {"function_calls", "function_checks", "gradchecking", "trials", "differences", "random_streams"},
     {"render"},
     {"tracing", "decorating", "asserting", "live", "compiled"},
