@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import GradientCheck, GradientChecks
+from .diagnosis.words import joined, listed
 from .known import Known, Run, run_of
 from .mistakes import Case, Mistake, at, case_of, mistake_in, rounding_floor, shapes_in_words
 from .pairing import subjects
@@ -20,6 +21,7 @@ from .report import Report, TensorNotFoundError
 from .verdicts import Difference, as_tensor, difference
 
 NAMED = 3
+"""So many uses are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +207,7 @@ def _explained(run: Run, compared: _Compared) -> GradientCheck:
     if mistake is None and case.given.shape != case.gradient.shape:
         mistake = Mistake("shape", f"{shapes_in_words(case)}. A gradient has the shape of its tensor.")
     if mistake is None and (names := case.wrong_above()):
-        which = " and ".join(f"`{name}`" for name in names[:NAMED])
-        told = f"`{check.name}` is wrong, perhaps only because {which} {'is' if len(names) == 1 else 'are'}."
+        told = f"`{check.name}` is wrong, perhaps only because {listed(names)} {'is' if len(names) == 1 else 'are'}."
         mistake = Mistake("unconfirmed", told)
     if mistake is None:
         mistake = Mistake(None, " ".join((check.message, *_where_from(case))))
@@ -216,4 +217,4 @@ def _explained(run: Run, compared: _Compared) -> GradientCheck:
 def _where_from(case: Case) -> list[str]:
     """The uses of the tensor: one of them is where the derivation went wrong."""
     made = [row for row in case.made() if row.grad is not None][:NAMED]
-    return [f"It comes back through {', '.join(map(at, made))}."] if made else []
+    return [f"It comes back through {joined([*map(at, made)])}."] if made else []

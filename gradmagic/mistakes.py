@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import Cause
+from .diagnosis.words import joined, listed
 from .known import Run
 from .records import TensorRow
 from .reshapings import permuted, reshapings
@@ -171,18 +172,17 @@ def _followed(case: Case) -> Case | None:
     return replace(case, gradient=_sum(parts), uses=uses)
 
 
-def _wrong_sources(run: Run, uses: list[Use]) -> list[str | None]:
+def _wrong_sources(run: Run, uses: list[Use]) -> list[str]:
     """Names of the derived gradients that the parts were computed from, and that are wrong."""
-    sources = sorted({key for use in uses for key in use.sources})
-    return [run.known[key].name for key in sources if run.known[key].wrong is not None]
+    keys = sorted({key for use in uses for key in use.sources})
+    return [each.name for each in (run.known[key] for key in keys) if each.name and each.wrong is not None]
 
 
 def _inherited(case: Case) -> Mistake:
     """Right, given what comes from above, which is wrong."""
     sources = _wrong_sources(case.run, case.uses)
-    names = " and ".join(f"`{name}`" for name in sources)
     is_or_are = "is" if len(sources) == 1 else "are"
-    return Mistake("inherited", f"`{case.name}` follows rightly from {names}, which {is_or_are} wrong.")
+    return Mistake("inherited", f"`{case.name}` follows rightly from {listed(sources)}, which {is_or_are} wrong.")
 
 
 def _missing_use(case: Case) -> Mistake | None:
@@ -222,18 +222,18 @@ def _sum(parts: list[Tensor]) -> Tensor:
 
 def _lacking(case: Case, missing: Sequence[int]) -> Mistake:
     uses, often = case.uses, "twice" if len(case.uses) == 2 else f"{len(case.uses)} times"
-    ways = " and ".join(dict.fromkeys(_way(case, uses[each]) for each in missing))
+    ways = joined([*dict.fromkeys(_way(case, uses[each]) for each in missing)])
     if len({_way(case, use) for use in uses}) == 1:
         told = f"`{case.label}` is used {often} in {ways}, and its gradient is the sum over all of them"
         return Mistake("missing_use", f"`{case.name}` is not all of it: {told}.")
     parts = "the part that comes" if len(missing) == 1 else "the parts that come"
-    derived = {case.run.known[key].name for each in missing for key in uses[each].sources}
-    names = [f"`{name}`" for name in sorted(name for name in derived if name)]
+    above = {case.run.known[key].name for each in missing for key in uses[each].sources}
+    names = sorted(name for name in above if name)
     return Mistake(
         "missing_use",
         f"`{case.name}` lacks {parts} back through {ways}: `{case.label}` is used {often}, "
         "and its gradient is the sum.",
-        f"Add to `{case.name}` what {' and '.join(names)} gives there." if names else "",
+        f"Add to `{case.name}` what {listed(names)} gives there." if names else "",
     )
 
 
@@ -243,7 +243,7 @@ def _way(case: Case, use: Use) -> str:
     if len(made) == 1:
         return at(made[0])
     above = [at(case.run.rows[key]) for key in sorted(use.sources)]
-    return " and ".join(above) or use.operation
+    return joined(above) or use.operation
 
 
 def _next_ones(case: Case) -> Mistake | None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from .diagnosis.words import joined
+
 MOST_DIMENSIONS = 4
 """Of so many dimensions every permutation is tried: 24 at the most."""
 
@@ -62,7 +64,8 @@ def _summed(given: Tensor, wanted: tuple[int, ...]) -> Iterator[Reshaping]:
     kept = [extra + d for d, size in enumerate(wanted) if size == 1 and given.shape[extra + d] != 1]
     dropped = list(range(extra))
     axes = [*dropped, *kept]
-    words = f"it was broadcast over dimension{'s' if len(axes) > 1 else ''} {_listed(axes)}, so its gradient is the sum"
+    over = f"dimension{'s' if len(axes) > 1 else ''} {joined([*map(str, axes)])}"
+    words = f"it was broadcast over {over}, so its gradient is the sum"
     code = (f".sum({_axes(kept)}, keepdim=True)" if kept else "") + (f".sum({_axes(dropped)})" if dropped else "")
     yield Reshaping("sum", changed, words, code)
 
@@ -78,8 +81,3 @@ def _expanded(given: Tensor, wanted: tuple[int, ...]) -> Iterator[Reshaping]:
 
 def _axes(axes: Sequence[int]) -> str:
     return str(axes[0]) if len(axes) == 1 else str(tuple(axes))
-
-
-def _listed(items: Sequence[int]) -> str:
-    *most, last = map(str, items)
-    return f"{', '.join(most)} and {last}" if most else last

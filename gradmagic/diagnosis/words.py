@@ -52,7 +52,13 @@ def listed(labels: Iterable[str], most: int = _NAMED) -> str:
     words = [f"`{label}`" for label in dict.fromkeys(labels)]
     if len(words) > most + 1:
         return f"{', '.join(words[:most])} and {len(words) - most} more"
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+    return joined(words)
+
+
+def joined(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *first, last = words or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def by_module(rows: Sequence[RowFacts]) -> str:
