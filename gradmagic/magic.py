@@ -146,9 +146,11 @@ def _named(shell: InteractiveShell, name: str) -> Report:
     Raises:
         UsageError: there is none.
     """
+    from .report import Report  # not needed for loading the extension
+
     found = shell.user_ns.get(name)
-    if type(found).__module__ == "gradmagic.report" and type(found).__name__ == "Report":
-        return found  # type: ignore[no-any-return]  # the name of its class has just been looked at
+    if isinstance(found, Report):
+        return found
     raise UsageError(f"--diff: {name!r} is no report; %%gradtrace -o {name} makes one")
 
 
