@@ -20,6 +20,8 @@ _NAME = r"""[^\W\d][\w.\[\]'"]*"""
 _PAIRS = re.compile(rf"{_NAME}={_NAME}(,{_NAME}={_NAME})*,?")
 _ALIASES = tuple("/".join(each.flags) for each in DECLARED)
 _TAKES_VALUE = takes_value(DECLARED)
+_QUIET_TOO = frozenset({"backward", "output", "quiet", "zero_grad", "values", "strict"})
+"""What says nothing of the display."""
 
 
 def split(line: str) -> tuple[list[str], str]:
@@ -82,9 +84,8 @@ def options_from(parser: Any, words: list[str], defaults: Mapping[str, Any] = Ma
 
 def with_defaults(asked: Options, defaults: Mapping[str, Any]) -> Options:
     """What was asked for on the line, and the defaults of everything else; ``-q`` still displays nothing."""
-    usual = Options()
-    open_ones = {name: value for name, value in defaults.items() if getattr(asked, name) == getattr(usual, name)}
-    options = replace(asked, **open_ones)
+    given = asked.given()
+    options = replace(asked, **{name: value for name, value in defaults.items() if name not in given})
     return replace(options, live=False, plot=False, graph=False) if options.quiet else options
 
 
@@ -97,21 +98,8 @@ def _check_repeated(words: list[str]) -> None:
 
 
 def _check_quiet(options: Options) -> None:
-    given = {
-        "--all": options.all,
-        "--sort": options.sort,
-        "--rows": options.rows,
-        "--filter": options.filter,
-        "--depth": options.depth is not None,
-        "--source": options.source,
-        "--live": options.live,
-        "--diff": options.diff is not None,
-        "--check": options.check is not None,
-        "--gradcheck": options.gradcheck,
-        "--plot": options.plot,
-        "--graph": options.graph,
-    }
-    shown = [name for name, value in given.items() if value]
+    given = options.given()
+    shown = [each.flags[-1] for each in DECLARED if each.name in given and each.name not in _QUIET_TOO]
     if options.quiet and shown:
         raise UsageError(f"-q/--quiet displays nothing, so {', '.join(shown)} cannot go with it")
 

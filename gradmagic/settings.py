@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,11 @@ class Declared:
     help: str
     details: Mapping[str, Any] = field(default_factory=lambda: _SWITCH)
     in_scripts: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in `Options`."""
+        return self.flags[-1].removeprefix("--").replace("-", "_")
 
     @property
     def takes_value(self) -> bool:
@@ -144,6 +149,10 @@ class Options:
     strict: bool = False
     plot: bool = False
     graph: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not the usual ones."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
 
 
 def takes_value(declared: Sequence[Declared]) -> re.Pattern[str]:
