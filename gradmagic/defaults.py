@@ -6,32 +6,35 @@
 from __future__ import annotations
 
 from ast import literal_eval
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
 from .pairing import PATTERNS, checked_patterns
-from .settings import Options, check_values
+from .settings import DECLARED, Options, check_values
 
-OPTIONS = ("all", "depth", "filter", "graph", "live", "plot", "rows", "sort", "source", "strict", "values", "zero_grad")
+_HELP: Mapping[str, str] = MappingProxyType({each.name: each.help.format(code="cell") for each in DECLARED})
+"""What each option of the magic does, by its name."""
 
 
 class GradTrace(Configurable):
     """What ``%%gradtrace`` does unless its line says otherwise."""
 
-    all = Bool(False, help="show also constants and every unnamed row").tag(config=True)
-    depth = Int(None, allow_none=True, help="how far modules are opened").tag(config=True)
-    filter = Unicode(None, allow_none=True, help="show only rows whose name, op or module holds this").tag(config=True)
-    graph = Bool(False, help="draw the graph of the tensors").tag(config=True)
-    live = Bool(False, help="show the report while the cell runs").tag(config=True)
-    plot = Bool(False, help="draw how gradients flow").tag(config=True)
-    rows = Int(None, allow_none=True, help="show at most so many rows").tag(config=True)
-    sort = Enum(("line", "norm", "name"), None, allow_none=True, help="order of the rows").tag(config=True)
-    source = Bool(False, help="show the cell's code too").tag(config=True)
-    strict = Bool(False, help="fail when there is a finding of the severity error").tag(config=True)
-    values = Bool(False, help="show each tensor's own values too").tag(config=True)
-    zero_grad = Bool(False, help="first clear the .grad of the leaves that are used").tag(config=True)
+    all = Bool(False, help=_HELP["all"]).tag(config=True)
+    depth = Int(None, allow_none=True, help=_HELP["depth"]).tag(config=True)
+    filter = Unicode(None, allow_none=True, help=_HELP["filter"]).tag(config=True)
+    graph = Bool(False, help=_HELP["graph"]).tag(config=True)
+    live = Bool(False, help=_HELP["live"]).tag(config=True)
+    plot = Bool(False, help=_HELP["plot"]).tag(config=True)
+    rows = Int(None, allow_none=True, help=_HELP["rows"]).tag(config=True)
+    sort = Enum(("line", "norm", "name"), None, allow_none=True, help=_HELP["sort"]).tag(config=True)
+    source = Bool(False, help=_HELP["source"]).tag(config=True)
+    strict = Bool(False, help=_HELP["strict"]).tag(config=True)
+    values = Bool(False, help=_HELP["values"]).tag(config=True)
+    zero_grad = Bool(False, help=_HELP["zero_grad"]).tag(config=True)
     patterns = List(
         Unicode(), list(PATTERNS), help="how the gradients that --check finds are called; {} is the tensor's name"
     ).tag(config=True)
@@ -40,35 +43,26 @@ class GradTrace(Configurable):
     saturated_share = Float(0.5, help="the share of saturated elements that is worth a finding").tag(config=True)
     dominates = Float(100.0, help="how many times the next largest a dominating gradient is").tag(config=True)
 
-    @validate("rows", "depth")
-    def _check_option(self, proposal: Any) -> Any:
-        try:
-            check_values(Options(**{proposal["trait"].name: proposal["value"]}))
-        except ValueError as error:
-            raise TraitError(str(error).replace("--", "")) from None
-        return proposal["value"]
-
-    @validate("patterns")
-    def _check_patterns(self, proposal: Any) -> Any:
-        try:
-            return list(checked_patterns(proposal["value"]))
-        except ValueError as error:
-            raise TraitError(str(error)) from None
-
-    @validate("spread", "dead_share", "saturated_share", "dominates")
-    def _check_threshold(self, proposal: Any) -> Any:
+    @validate("rows", "depth", "patterns", "spread", "dead_share", "saturated_share", "dominates")
+    def _check(self, proposal: Any) -> Any:
+        """Whether a value can be is said by what takes it in the end."""
         from .records import Thresholds  # not needed for loading the extension
 
+        name, value = proposal["trait"].name, proposal["value"]
         try:
-            Thresholds(**{proposal["trait"].name: proposal["value"]})
+            if name == "patterns":
+                return list(checked_patterns(value))
+            if name in _HELP:
+                check_values(Options(**{name: value}))
+            else:
+                Thresholds(**{name: value})
         except ValueError as error:
-            raise TraitError(str(error)) from None
-        return proposal["value"]
+            raise TraitError(str(error).removeprefix("--")) from None
+        return value
 
     def options(self) -> dict[str, Any]:
         """The defaults of the magic's options that are not the usual ones."""
-        usual = Options()
-        return {name: value for name in OPTIONS if (value := getattr(self, name)) != getattr(usual, name)}
+        return {name: value for name, value in self.changed().items() if name in _HELP}
 
     def thresholds(self) -> Any:
         """From where on something is worth a finding, as `records.Thresholds`."""

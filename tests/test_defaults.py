@@ -13,10 +13,11 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 import gradmagic
-from gradmagic.defaults import OPTIONS, GradTrace
+from gradmagic.defaults import GradTrace
 from gradmagic.records import Thresholds
 from gradmagic.settings import Options
 
+OPTIONS = ("all", "depth", "filter", "graph", "live", "plot", "rows", "sort", "source", "strict", "values", "zero_grad")
 CELL = "w = torch.ones(2, requires_grad=True)\nh = w * 2\nloss = h.sum()"
 
 
