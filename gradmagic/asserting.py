@@ -57,7 +57,7 @@ class TracedCall:
         """
         __tracebackhide__ = True
         bad = [row for row in self.report.rows if not all(map(math.isfinite, row.grads.norm)) and _is_known(row)]
-        _fail([f"the gradient of {row.label} ({row.location}) is not finite" for row in bad] and [self._why(bad)])
+        _fail([self._why(bad)] if bad else [])
         return self
 
     def assert_no_findings(self, severity: Severity = "warning", ignore: Iterable[str] = ()) -> TracedCall:
