@@ -186,9 +186,10 @@ def _inherited(case: Case) -> Mistake:
 
 
 def _missing_use(case: Case) -> Mistake | None:
-    parts = _all_parts(case) if len(case.uses) >= 2 else None
-    for missing in _subsets(len(case.uses)) if parts is not None else ():
-        there = [part for each, part in enumerate(parts or ()) if each not in missing]
+    if len(case.uses) < 2 or (parts := _all_parts(case)) is None:
+        return None
+    for missing in _subsets(len(parts)):
+        there = [part for each, part in enumerate(parts) if each not in missing]
         if case.fits(case.given, _sum(there)):
             return _lacking(case, missing)
     return None
@@ -302,13 +303,13 @@ def _accumulated(case: Case) -> Mistake | None:
 
 def _scaled_part(case: Case) -> Mistake | None:
     """One of several uses is off by a factor, such as that of a variance: all others are right."""
-    uses = case.uses
-    parts = _all_parts(case) if 2 <= len(uses) <= MOST_USES and case.given.numel() > 1 else None
-    for position, part in enumerate(parts or ()):
+    if not 2 <= len(case.uses) <= MOST_USES or case.given.numel() < 2:
+        return None
+    for position, part in enumerate(_all_parts(case) or ()):
         others = case.gradient - part
         for factor in _simple(case, constant_factor(case.given - others, part)):
             if case.fits(case.given, others + part * factor.value):
-                way = _way(case, uses[position])
+                way = _way(case, case.uses[position])
                 told = f"In `{case.name}`, the part that comes back through {way} is {factor}"
                 return Mistake("factor", f"{told}. What comes from the other uses is right.")
     return None
