@@ -1,13 +1,16 @@
-"""Three switches: ``pytest --slow`` runs everything; ``--refresh-golden`` writes what the code gives now, and
+"""What several files need: a shell, golden files.
+
+Three switches: ``pytest --slow`` runs everything; ``--refresh-golden`` writes what the code gives now, and
 ``--screenshots FOLDER`` keeps what the browser saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from shells import Session, session
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,3 +41,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert path.read_text(encoding="utf-8") == f"{text}\n"
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Session]:
+    """One shell for all tests of a file."""
+    with session() as opened:
+        yield opened
+
+
+@pytest.fixture
+def shell(opened: Session) -> Session:
+    """The shell of the file, with nothing in its namespace; a file that needs more in it has a `shell` of its own."""
+    return opened.fresh()

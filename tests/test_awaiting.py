@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
-from shells import HEADING, Session, session, twins
+from shells import HEADING, Session, twins
 
 from gradmagic.report import Report
 from gradmagic.tracing import trace
@@ -73,12 +72,6 @@ FAILING = {
     "a syntax error": "await f(1)\nx = = 2",
     "a handled error in the chain": "try:\n    await f('a')\nexcept TypeError as e:\n    raise ValueError from e",
 }
-
-
-@pytest.fixture(scope="module")
-def shell() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("body", ORDINARY.values(), ids=ORDINARY.keys())

@@ -7,11 +7,10 @@ import inspect
 import pickle
 import sys
 import traceback
-from collections.abc import Iterator
 
 import pytest
 from IPython.core.error import InputRejected
-from shells import HEADING, Session, session, twins
+from shells import HEADING, Session, twins
 
 INTERACTIVITY = ("all", "last", "last_expr", "none", "last_expr_or_assign")
 
@@ -90,12 +89,6 @@ FAILING = {
         "except RuntimeError as error:\n    raise ValueError from error"
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def shell() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("body", ORDINARY.values(), ids=ORDINARY.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import sample_reports
 import torch
 from plain import run_traced
-from shells import Session, session
+from shells import Session
 from test_hostile import PAYLOADS
 
 from gradmagic.checking import checked
@@ -441,39 +441,28 @@ dw = torch.ones(3)
 # ---- in the shell
 
 
-@pytest.fixture(scope="module")
-def shell() -> Iterator[Session]:
-    with session() as here:
-        yield here
-
-
-@pytest.fixture
-def here(shell: Session) -> Session:
-    return shell.fresh()
-
-
 BODY = "import torch\nw = torch.tensor([1.0, 2.0], requires_grad=True)\nb = torch.zeros(1, requires_grad=True)\n"
 BODY += "h = w.pow(2) + b\nloss = h.sum()\ndh = torch.ones(2)\ndw = w * dh\ndb = dh.sum(0, keepdim=True) * w[:1]"
 
 
-def test_the_magic_shows_the_checks_above_the_report(here: Session) -> None:
+def test_the_magic_shows_the_checks_above_the_report(shell: Session) -> None:
     """`dw` lacks a factor. `db` has one element and comes last: it is no loss, and backward starts from `loss`."""
-    out = here.run("%%gradtrace --check\n" + BODY).stdout
+    out = shell.run("%%gradtrace --check\n" + BODY).stdout
     assert out.index("check  3 gradients: 2 exact, 1 wrong") < out.index("backward from loss = 5.0")
     assert "✖ `dw` is 2 times too small." in out
     assert "→ dw = dw * 2" in out
 
 
-def test_pairs_stand_behind_the_option_with_or_without_commas(here: Session) -> None:
+def test_pairs_stand_behind_the_option_with_or_without_commas(shell: Session) -> None:
     """`mine` and `own`; the line magic's statement comes behind them."""
-    here.run("import torch\nw = torch.ones(2, requires_grad=True)\nmine = torch.ones(2) * 3\nown = -mine")
+    shell.run("import torch\nw = torch.ones(2, requires_grad=True)\nmine = torch.ones(2) * 3\nown = -mine")
     for pairs in ("mine=w own=w", "mine=w,own=w", '"mine=w" own=w'):
-        out = here.run(f"%gradtrace --check {pairs} -b loss loss = (w * 3).sum()").stdout
+        out = shell.run(f"%gradtrace --check {pairs} -b loss loss = (w * 3).sum()").stdout
         assert "check  2 gradients: 1 exact, 1 wrong" in out
         assert "`own` has the wrong sign" in out
 
 
-def test_options_that_cannot_be_are_told_before_the_cell_runs(here: Session) -> None:
+def test_options_that_cannot_be_are_told_before_the_cell_runs(shell: Session) -> None:
     """No pair, twice the same name, and with `-q`."""
     for line, told in (
         ("--check=q", "'q' is no pair such as dh=h"),
@@ -481,42 +470,42 @@ def test_options_that_cannot_be_are_told_before_the_cell_runs(here: Session) -> 
         ("--check -q", "--check cannot go with it"),
         ("--check --check", "more than once"),
     ):
-        ran = here.run(f"%%gradtrace {line}\nran = 1")
+        ran = shell.run(f"%%gradtrace {line}\nran = 1")
         assert told in ran.error
-        assert "ran" not in here.shell.user_ns
+        assert "ran" not in shell.shell.user_ns
 
 
-def test_strict_fails_a_cell_whose_gradients_are_wrong(here: Session) -> None:
+def test_strict_fails_a_cell_whose_gradients_are_wrong(shell: Session) -> None:
     """Below its report; a cell whose gradients are right passes."""
-    ran = here.run("%%gradtrace --check --strict\n" + BODY)
+    ran = shell.run("%%gradtrace --check --strict\n" + BODY)
     assert ran.error.startswith("FindingsError: ✖ dw is 2 times too small. [wrong_gradient]")
     assert "backward from loss" in ran.stdout
-    assert not here.run(
+    assert not shell.run(
         "%%gradtrace --check --strict\n" + BODY.replace("w * dh", "2 * w * dh").replace(" * w[:1]", "")
     ).error
 
 
-def test_a_cell_that_fails_has_nothing_checked(here: Session) -> None:
+def test_a_cell_that_fails_has_nothing_checked(shell: Session) -> None:
     """Its own error, once, and the report of what it had made."""
-    ran = here.run("%%gradtrace --check\n" + BODY + "\n1 / 0")
+    ran = shell.run("%%gradtrace --check\n" + BODY + "\n1 / 0")
     assert ran.error == "ZeroDivisionError: division by zero"
     assert "check  " not in ran.stdout
 
 
-def test_other_patterns_are_a_default_of_the_session(here: Session) -> None:
+def test_other_patterns_are_a_default_of_the_session(shell: Session) -> None:
     """`%gradtrace_config patterns=[...]`, and back."""
-    assert here.run("%gradtrace_config patterns=['{}_bar']").stdout == "patterns=['{}_bar']\n"
-    out = here.run("%%gradtrace --check\n" + BODY.replace("dw =", "w_bar =")).stdout
+    assert shell.run("%gradtrace_config patterns=['{}_bar']").stdout == "patterns=['{}_bar']\n"
+    out = shell.run("%%gradtrace --check\n" + BODY.replace("dw =", "w_bar =")).stdout
     assert "check  1 gradient: 1 wrong" in out
-    assert "no pattern" in here.run("%gradtrace_config patterns=['bar']").error
-    here.run("%gradtrace_config reset")
+    assert "no pattern" in shell.run("%gradtrace_config patterns=['bar']").error
+    shell.run("%gradtrace_config reset")
 
 
-def test_a_later_cell_checks_with_what_is_there_then(here: Session) -> None:
+def test_a_later_cell_checks_with_what_is_there_then(shell: Session) -> None:
     """`report.check()` looks the variables of the cell up that calls it."""
-    here.run("%%gradtrace -o report\n" + BODY.split("dh =")[0])
-    assert here.run("dh = torch.ones(2)\nreport.check()['dh'].verdict").result == "'exact'"
-    bundle = here.shell.ev("report.check()._repr_mimebundle_()")
+    shell.run("%%gradtrace -o report\n" + BODY.split("dh =")[0])
+    assert shell.run("dh = torch.ones(2)\nreport.check()['dh'].verdict").result == "'exact'"
+    bundle = shell.shell.ev("report.check()._repr_mimebundle_()")
     assert "gradient of" in bundle["text/html"]
     assert "1 exact" in bundle["text/plain"]
 

@@ -14,7 +14,7 @@ from corpus.flow import FLOW
 from corpus.healthy import HEALTHY
 from corpus.sick import NEAR_MISSES, SICK
 from corpus.training import TRAINING_HEALTHY, TRAINING_NOTED, TRAINING_SICK
-from shells import Session, session
+from shells import Session
 
 from gradmagic.records import Finding
 from gradmagic.report import Report
@@ -23,18 +23,12 @@ CASES = (*FLOW, *SICK, *TRAINING_SICK)
 SILENT = (*HEALTHY, *NEAR_MISSES, *TRAINING_HEALTHY)
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
-
-
 @pytest.fixture
-def shell(opened: Session) -> Iterator[Session]:
+def shell(shell: Session) -> Iterator[Session]:
     """A fresh shell; whatever a cell switches off is on again afterwards."""
     try:
         with warnings.catch_warnings(action="ignore"):  # some cells are sick enough for PyTorch to warn
-            yield opened.fresh()
+            yield shell
     finally:
         torch.set_grad_enabled(True)
 

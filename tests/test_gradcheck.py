@@ -6,7 +6,6 @@ import cProfile
 import random
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shells import Session, session
+from shells import Session
 from test_hostile import PAYLOADS
 
 from gradmagic.differences import MOST_COMPARED
@@ -464,58 +463,47 @@ def test_an_interrupt_during_the_check_goes_on_to_the_person() -> None:
 # ---- in the shell
 
 
-@pytest.fixture(scope="module")
-def shell() -> Iterator[Session]:
-    with session() as here:
-        yield here
-
-
-@pytest.fixture
-def here(shell: Session) -> Session:
-    return shell.fresh()
-
-
 WRONG_CELL = HEAD + function("x.pow(2)", "g * x", name="Square") + "loss = Square.apply(x).sum()"
 
 
-def test_the_magic_shows_the_check_below_the_report(here: Session) -> None:
+def test_the_magic_shows_the_check_below_the_report(shell: Session) -> None:
     """With the line of the cell, as its margin counts; the table is as without."""
-    out = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}").stdout
+    out = shell.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}").stdout
     assert out.index("backward from loss") < out.index("gradcheck  1 custom Function: 1 failed")
     assert "`backward` of `Square` (line 14) gives 1/2 times" in " ".join(out.split())
     assert sys.getprofile() is None
-    rows = here.run(f"%%gradtrace\n{WRONG_CELL}").stdout.split("line  tensor")[1]
+    rows = shell.run(f"%%gradtrace\n{WRONG_CELL}").stdout.split("line  tensor")[1]
     assert out.split("line  tensor")[1].startswith(rows.rstrip())
-    assert "no custom `torch.autograd.Function`" in here.run("%gradtrace --gradcheck loss = x.sum()").stdout
+    assert "no custom `torch.autograd.Function`" in shell.run("%gradtrace --gradcheck loss = x.sum()").stdout
 
 
-def test_a_cell_that_awaits_is_watched_too(here: Session) -> None:
+def test_a_cell_that_awaits_is_watched_too(shell: Session) -> None:
     """And leaves nothing."""
-    out = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\nimport asyncio\nawait asyncio.sleep(0)").stdout
+    out = shell.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\nimport asyncio\nawait asyncio.sleep(0)").stdout
     assert "1 custom Function: 1 failed" in out
     assert sys.getprofile() is None
 
 
-def test_strict_fails_a_cell_with_a_wrong_backward(here: Session) -> None:
+def test_strict_fails_a_cell_with_a_wrong_backward(shell: Session) -> None:
     """Below what is shown; a right one passes."""
-    ran = here.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL}")
+    ran = shell.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL}")
     assert ran.error.startswith("FindingsError: ✖ backward of Square (line 14) gives 1/2 times")
     assert "1 failed" in ran.stdout
-    assert not here.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL.replace('g * x', '2 * g * x')}").error
+    assert not shell.run(f"%%gradtrace --gradcheck --strict\n{WRONG_CELL.replace('g * x', '2 * g * x')}").error
 
 
-def test_a_cell_that_fails_leaves_no_profiler_and_is_not_checked(here: Session) -> None:
+def test_a_cell_that_fails_leaves_no_profiler_and_is_not_checked(shell: Session) -> None:
     """Its own error, once."""
-    ran = here.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\n1 / 0")
+    ran = shell.run(f"%%gradtrace --gradcheck\n{WRONG_CELL}\n1 / 0")
     assert ran.error == "ZeroDivisionError: division by zero"
     assert "gradcheck  " not in ran.stdout
     assert sys.getprofile() is None
 
 
-def test_quiet_and_gradcheck_exclude_each_other(here: Session) -> None:
+def test_quiet_and_gradcheck_exclude_each_other(shell: Session) -> None:
     """Before anything runs."""
-    assert "--gradcheck cannot go with it" in here.run("%gradtrace -q --gradcheck ran = 1").error
-    assert "ran" not in here.shell.user_ns
+    assert "--gradcheck cannot go with it" in shell.run("%gradtrace -q --gradcheck ran = 1").error
+    assert "ran" not in shell.shell.user_ns
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())

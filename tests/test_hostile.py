@@ -21,7 +21,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 from sample_reports import at, gan, large, row, series, small, stats
-from shells import Session, session
+from shells import Session
 from test_render_html import ATTRIBUTES, STYLES, TAGS, elements, parsed, words
 from work import cpu_seconds
 
@@ -316,16 +316,10 @@ def test_a_hint_that_python_chokes_on_is_no_code_or_quietly_is(text: str) -> Non
 # ---- whole cells
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
-
-
 @pytest.fixture
-def shell(opened: Session) -> Session:
-    opened.fresh().run("import torch\nfrom torch import nn")
-    return opened
+def shell(shell: Session) -> Session:
+    shell.run("import torch\nfrom torch import nn")
+    return shell
 
 
 W = "w = torch.ones(2, requires_grad=True)\n"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from IPython.utils.capture import capture_output
-from shells import Ran, Session, session
+from shells import Ran, Session
 
 from gradmagic.report import Report
 from gradmagic.tracing import _Finish
@@ -19,17 +18,11 @@ CELL = "y = x * w\nz = y * 2\nl = z.pow(2)"
 START = "import torch\nx = torch.tensor([1.0])\nw = torch.tensor([2.0], requires_grad=True)"
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
-
-
 @pytest.fixture
-def shell(opened: Session) -> Session:
+def shell(shell: Session) -> Session:
     """A shell in which x is a constant 1.0 and w a leaf 2.0."""
-    opened.fresh().run(START)
-    return opened
+    shell.run(START)
+    return shell
 
 
 def displayed(shell: Session, cell: str) -> list[dict[str, Any]]:

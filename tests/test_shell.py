@@ -13,26 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from shells import HEADING, Ran, Session, session, twins
+from shells import HEADING, Ran, Session, twins
 
 from gradmagic.report import Report
 
 START = "%xmode Context\nimport torch\nruns = []\nw = torch.ones(3, requires_grad=True)"
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Session]:
-    with session() as opened:
-        yield opened
-
-
 @pytest.fixture
-def shell(opened: Session) -> Iterator[Session]:
+def shell(shell: Session) -> Iterator[Session]:
     """A shell in which w is a leaf; afterwards no mode of ours is on the stack, and no handler in the shell."""
-    opened.fresh().run(START)
-    yield opened
+    shell.run(START)
+    yield shell
     assert torch.overrides._get_current_function_mode_stack() == []
-    assert opened.shell.custom_exceptions == ()
+    assert shell.shell.custom_exceptions == ()
 
 
 def report(shell: Session, name: str = "report") -> Report:
