@@ -12,6 +12,7 @@ import sample_reports
 import torch
 from plain import run_traced
 from shells import Session
+from test_examples import readme_example
 from test_hostile import PAYLOADS
 
 from gradmagic.checking import checked
@@ -541,12 +542,10 @@ def test_hostile_names_and_messages_are_only_text(payload: str) -> None:
 
 def test_readmes_example_prints_what_its_comment_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run as it stands there."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- example: check -->\n```python\n(.*?)```", readme, re.DOTALL)
-    assert found is not None
+    source = readme_example("check")
     script = tmp_path / "example.py"
-    script.write_text(found[1], encoding="utf-8")
-    exec(compile(found[1], str(script), "exec"), {"__name__": "__main__"})
+    script.write_text(source, encoding="utf-8")
+    exec(compile(source, str(script), "exec"), {"__name__": "__main__"})
     out = capsys.readouterr().out
     assert "dh exact 0.0 None\n" in out
     assert re.search(r"^dw wrong 1\.0 factor$", out, re.MULTILINE)

@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_examples import ROOT, is_traced
+from test_examples import ROOT, assert_saved_as_a_fresh_run, is_traced
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.real]
@@ -109,9 +109,4 @@ def words(cell: Any) -> list[str]:
 
 
 def test_the_notebook_is_saved_as_a_fresh_run_from_top_to_bottom() -> None:
-    """Counts 1, 2, 3...; no times and no errors inside."""
-    notebook = read_notebook()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not any(cell.metadata for cell in notebook.cells)
-    assert all(output.output_type != "error" for cell in code for output in cell.outputs)
+    assert_saved_as_a_fresh_run(read_notebook())

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +265,17 @@ def test_the_notebook_is_saved_with_a_table_for_each_traced_cell() -> None:
 
 
 def test_the_notebook_is_saved_as_a_fresh_run_from_top_to_bottom() -> None:
-    """Counts 1, 2, 3...; no times and no errors inside."""
-    code = [cell for cell in read_notebook().cells if cell.cell_type == "code"]
+    assert_saved_as_a_fresh_run(read_notebook())
+
+
+def assert_saved_as_a_fresh_run(notebook: Any, raising: Collection[str] = ()) -> None:
+    """Counts 1, 2, 3...; no times inside, and no errors but those of the cells that are to raise, which are tagged."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(not cell.metadata for cell in code)
-    assert all(output.output_type != "error" for cell in code for output in cell.outputs)
+    tagged = {cell.id: cell.metadata for cell in notebook.cells if cell.metadata}
+    assert tagged == {cell: {"tags": ["raises-exception"]} for cell in raising}
+    failed = {cell.id for cell in code if any(output.output_type == "error" for output in cell.outputs)}
+    assert failed == set(raising)
 
 
 def words_of(data: Any) -> list[list[str]]:

@@ -20,7 +20,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
-from test_examples import ROOT, assert_same_text, is_traced, words_of
+from test_examples import ROOT, assert_same_text, assert_saved_as_a_fresh_run, is_traced, words_of
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
@@ -459,9 +459,8 @@ def without_numbers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_notebook_is_saved_as_a_fresh_run_from_top_to_bottom(name: str) -> None:
-    """Counts 1, 2, 3...; no times and no errors inside."""
-    code = [cell for cell in read_notebook(name).cells if cell.cell_type == "code"]
-    assert code[0].source.startswith("%load_ext gradmagic")
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(set(cell.metadata) <= {"tags"} for cell in read_notebook(name).cells)
-    assert all(output.output_type != "error" for cell in code for output in cell.outputs)
+    """It loads the extension first."""
+    notebook = read_notebook(name)
+    assert_saved_as_a_fresh_run(notebook)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first.source.startswith("%load_ext gradmagic")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_examples import readme_example
 
 import gradmagic
 from gradmagic.report import Report
@@ -334,13 +335,11 @@ def test_nothing_of_a_call_is_kept() -> None:
 
 def test_readmes_example_prints_what_its_comment_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a person runs it, from a file."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- example: traced -->\n```python\n(.*?)```", readme, re.DOTALL)
-    assert found is not None
+    source = readme_example("traced")
     file = tmp_path / "script.py"
-    file.write_text(found[1], encoding="utf-8")
+    file.write_text(source, encoding="utf-8")
     runpy.run_path(str(file))
-    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)\s+# (.*)", found[1]) != []
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)\s+# (.*)", source) != []
 
 
 @pytest.mark.real

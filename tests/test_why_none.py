@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_examples import ROOT, is_traced
+from test_examples import ROOT, assert_saved_as_a_fresh_run, is_traced
 
 # pyzmq and jupyter_client warn about event loops and paths of their own making.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.real]
@@ -134,10 +134,7 @@ def test_the_notebook_is_saved_with_the_report_of_each_traced_cell(executed: Exe
 
 
 def test_the_notebook_is_saved_as_a_fresh_run_from_top_to_bottom() -> None:
-    """Counts 1, 2, 3..., and no times inside."""
-    code = [cell for cell in read_notebook().cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(set(cell.metadata) <= {"tags"} for cell in code)
+    assert_saved_as_a_fresh_run(read_notebook(), raising=ERRORS)
 
 
 def test_the_cells_are_short() -> None:
