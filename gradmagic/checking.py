@@ -13,7 +13,7 @@ from torch import Tensor
 from .checks import GradientCheck, GradientChecks
 from .diagnosis.words import joined, listed
 from .known import Known, Run, run_of
-from .mistakes import Case, Mistake, at, case_of, mistake_in, rounding_floor, shapes_in_words
+from .mistakes import Case, Mistake, at, mistake_in, shapes_in_words
 from .pairing import subjects
 from .raised import told_briefly
 from .records import TensorRow
@@ -36,11 +36,10 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """What comparing has told; with the index of the tensor's row and what was derived, where those were compared."""
+    """What comparing has told, and the case, where there was something to compare."""
 
     check: GradientCheck
-    index: int = -1
-    given: Tensor | None = None
+    case: Case | None = None
 
 
 def checked(
@@ -125,18 +124,19 @@ def _compared(run: Run, pair: _Pair) -> _Compared:
         return _Compared(replace(check, message=_why_unknown(row)))
     gradient = run.known[pair.index].gradient
     try:
-        given = as_tensor(pair.value, gradient)
-        if given.shape != gradient.shape:
-            return _Compared(replace(check, verdict="wrong"), pair.index, given)
-        found = difference(given, gradient)
+        case = Case(pair.name, pair.index, as_tensor(pair.value, gradient), run)
+        if case.given.shape != gradient.shape:
+            return _Compared(replace(check, verdict="wrong"), replace(case, floor=run.rounding(pair.index)))
+        found = difference(case.given, gradient)
         if found.verdict == "different":
-            found = difference(given, gradient, rounding_floor(gradient, run.uses(pair.index, derived=False)))
+            case = replace(case, floor=run.rounding(pair.index))
+            found = difference(case.given, gradient, case.floor)
     except Exception as error:  # noqa: BLE001 - whatever the variable holds, it is no gradient: told in words
         told = f"`{pair.name}` cannot be compared with a gradient: {told_briefly(error)}"
         return _Compared(replace(check, message=told))
     if found.verdict == "different" and pair.by_name and row.count > 1 and row.kind == "non-leaf":
         return _Compared(replace(check, message=_several(check, row)))  # dh in a loop: nobody knows which one is meant
-    return _Compared(_judged(check, found, gradient.numel()), pair.index, given)
+    return _Compared(_judged(check, found, gradient.numel()), case)
 
 
 def _several(check: GradientCheck, row: TensorRow) -> str:
@@ -188,21 +188,20 @@ def _value(element: float | complex | None) -> str:
 def _with_derived(known: Mapping[int, Known], compared: Iterable[_Compared]) -> dict[int, Known]:
     """What is known, with what was derived, from which further gradients may follow."""
     found = dict(known)
-    for each in compared:
-        if each.given is None:
-            continue
-        own = found[each.index]
-        misshapen = each.given.shape != own.gradient.shape
-        wrong = each.given if each.check.verdict == "wrong" and not misshapen else None
-        found[each.index] = replace(own, name=each.check.name, wrong=wrong, misshapen=misshapen)
+    for check, case in ((each.check, each.case) for each in compared):
+        if case is not None:
+            own = found[case.index]
+            misshapen = case.given.shape != own.gradient.shape
+            wrong = case.given if check.verdict == "wrong" and not misshapen else None
+            found[case.index] = replace(own, name=case.name, wrong=wrong, misshapen=misshapen)
     return found
 
 
 def _explained(run: Run, compared: _Compared) -> GradientCheck:
     check = compared.check
-    if compared.given is None or check.verdict != "wrong":
+    if compared.case is None or check.verdict != "wrong":
         return check
-    case = case_of(run, check.name, compared.index, compared.given)
+    case = replace(compared.case, run=run)
     mistake = mistake_in(case)
     if mistake is None and case.given.shape != case.gradient.shape:
         mistake = Mistake("shape", f"{shapes_in_words(case)}. A gradient has the shape of its tensor.")

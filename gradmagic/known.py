@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .records import Location, TensorRow
 from .report import Report, TensorNotFoundError
 from .uses import Use, reached, uses_of
 from .verdicts import as_tensor
+
+ROUNDING = 16
+"""So many units of rounding a summand may have gathered where the sum of all of them is zero in exact arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,18 @@ class Run:
             return uses_of(self.known[index].tensor, above)
         except Exception:  # noqa: BLE001 - a tensor subclass or transform without such a graph: no cause is named then
             return []
+
+    def rounding(self, index: int) -> float:
+        """What rounding may leave of a gradient where the sum of its parts is zero in exact arithmetic.
+
+        Args:
+            index: of the tensor's row.
+        """
+        gradient = self.known[index].gradient
+        if not (gradient.is_floating_point() or gradient.is_complex()):
+            return 0.0
+        summed = max((use.summed for use in self.uses(index, derived=False)), default=0.0)
+        return ROUNDING * torch.finfo(gradient.dtype).eps * summed if math.isfinite(summed) else 0.0
 
 
 def run_of(report: Report, namespace: Mapping[str, Any]) -> Run:

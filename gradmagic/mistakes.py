@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from .checks import Cause
@@ -20,8 +20,6 @@ from .verdicts import constant_factor, is_close
 
 MOST_USES = 6
 """So many uses are combined: 64 combinations at the most. Of more, one is left out, or all but one."""
-ROUNDING = 16
-"""So many units of rounding a summand may have gathered where the sum of all of them is zero in exact arithmetic."""
 SNAP = 1e-3
 """A factor this near to a simple one, relatively, is tried as that one."""
 
@@ -35,27 +33,36 @@ class Mistake:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
-    """One wrong gradient.
+    """One gradient that somebody derived.
 
     Attributes:
         name: the variable that holds it.
         index: of the row it belongs to.
         given: what was derived.
         run: what is known besides.
-        gradient: what should have been derived: PyTorch's own, or what follows from the derived gradients above.
-        uses: every use of the tensor, with its part of that gradient.
         floor: see `verdicts.difference`.
+        follows: it is judged by what follows from the derived gradients above, not by PyTorch's own.
     """
 
     name: str
     index: int
     given: Tensor
     run: Run
-    gradient: Tensor
-    uses: list[Use]
-    floor: float
+    floor: float = 0.0
+    follows: bool = False
+
+    @cached_property
+    def uses(self) -> list[Use]:
+        """Every use of the tensor, with its part of what should have been derived."""
+        return self.run.uses(self.index, derived=self.follows)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """What should have been derived."""
+        parts = [use.part for use in self.uses if use.part is not None] if self.follows else []
+        return _sum(parts) if parts else self.run.known[self.index].gradient
 
     @property
     def row(self) -> TensorRow:
@@ -79,27 +86,6 @@ class Case:
         """Names of derived gradients from which this one may have been derived, and that are wrong."""
         above = (self.run.known[index] for index in self.run.nearest(self.index, derived=True))
         return [each.name for each in above if each.name is not None and (each.wrong is not None or each.misshapen)]
-
-
-def case_of(run: Run, name: str, index: int, given: Tensor) -> Case:
-    """A case, judged by PyTorch's own gradient.
-
-    Args:
-        run: what is known.
-        name: the variable that holds what was derived.
-        index: of the row it belongs to.
-        given: what was derived.
-    """
-    gradient, uses = run.known[index].gradient, run.uses(index, derived=False)
-    return Case(name, index, given, run, gradient, uses, rounding_floor(gradient, uses))
-
-
-def rounding_floor(gradient: Tensor, uses: list[Use]) -> float:
-    """What rounding may leave where the sum of all parts is zero in exact arithmetic."""
-    if not (gradient.is_floating_point() or gradient.is_complex()):
-        return 0.0
-    summed = max((use.summed for use in uses), default=0.0)
-    return ROUNDING * torch.finfo(gradient.dtype).eps * summed if math.isfinite(summed) else 0.0
 
 
 def mistake_in(case: Case) -> Mistake | None:
@@ -165,22 +151,20 @@ def _followed(case: Case) -> Case | None:
     known = case.run.known
     if all(each.wrong is None for index, each in known.items() if index != case.index):
         return None
-    uses = case.run.uses(case.index, derived=True)
-    parts = [use.part for use in uses if use.part is not None]
-    if len(parts) < len(uses) or not _wrong_sources(case.run, uses):
-        return None
-    return replace(case, gradient=_sum(parts), uses=uses)
+    followed = replace(case, follows=True)
+    is_known = all(use.part is not None for use in followed.uses)
+    return followed if is_known and _wrong_sources(followed) else None
 
 
-def _wrong_sources(run: Run, uses: list[Use]) -> list[str]:
+def _wrong_sources(case: Case) -> list[str]:
     """Names of the derived gradients that the parts were computed from, and that are wrong."""
-    keys = sorted({key for use in uses for key in use.sources})
-    return [each.name for each in (run.known[key] for key in keys) if each.name and each.wrong is not None]
+    keys = sorted({key for use in case.uses for key in use.sources})
+    return [each.name for each in (case.run.known[key] for key in keys) if each.name and each.wrong is not None]
 
 
 def _inherited(case: Case) -> Mistake:
     """Right, given what comes from above, which is wrong."""
-    sources = _wrong_sources(case.run, case.uses)
+    sources = _wrong_sources(case)
     is_or_are = "is" if len(sources) == 1 else "are"
     return Mistake("inherited", f"`{case.name}` follows rightly from {listed(sources)}, which {is_or_are} wrong.")
 
