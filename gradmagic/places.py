@@ -23,6 +23,9 @@ from .sites import Site
 from .statistics import Backlog, Pending, PendingActivity
 from .stored import plain_sizes, shape_of
 
+_SHARED_CLASS = "CppFunction"
+"""Class of all nodes that extensions written in C++ have not given one of their own."""
+
 
 class Path:
     """A way through the person's code to a torch call: its sites, innermost first, and the module that ran."""
@@ -160,6 +163,7 @@ class Place:
         "leaves_torch",
         "made_unseen",
         "newest",
+        "node_class",
         "number",
         "op",
         "order",
@@ -168,6 +172,7 @@ class Place:
         "position",
         "read",
         "received",
+        "repeats",
         "requires_grad",
         "shape_found",
         "successor",
@@ -189,6 +194,8 @@ class Place:
         """What is known of the last occurrence's tensor."""
         # As PyTorch gives them: they become text when somebody asks, once a row instead of once an occurrence.
         self.grad_fn_found: str | None = None
+        self.node_class: type | None = None
+        """Class of the autograd node whose name that is, where it is known."""
         self.shape_found: tuple[Any, ...] = ()
         self.dtype_found: torch.dtype | str = ""
         self.device_found: torch.device | str = ""
@@ -199,6 +206,8 @@ class Place:
         self.inference = self.transformed = self.input_requires_grad = False
         self.leaf_view = self.bare = self.given = self.read = False
         self.leaves_torch = self.crowded = self.made_unseen = False
+        self.repeats: bool | None = None
+        """Of the results that are recorded in short: whether the last one required a gradient. None: it was another."""
         self.parents: set[int] = set()
         self.gradients = Gradients()
         self.received = 0
@@ -268,6 +277,7 @@ class Place:
         self.requires_grad = tensor.requires_grad
         self.asked = self.asked or self.requires_grad
         self.is_leaf = tensor.is_leaf
+        self.repeats = None
         self.shape_found = shape_of(tensor)
         self.dtype_found = tensor.dtype
         self.device_found = tensor.device
@@ -275,6 +285,22 @@ class Place:
         self.inference = tensor.is_inference()
         # Parameter's ``isinstance`` is slow (0.4 us) where it is not one, and a plain tensor never is.
         self.is_parameter = type(tensor) is not Tensor and isinstance(tensor, torch.nn.Parameter)
+
+    def will_repeat(self, with_grad: bool) -> None:
+        """Note what all results have in common that are recorded in short: plain tensors with a grad_fn, or without."""
+        self.is_leaf = not with_grad
+        self.requires_grad = with_grad
+        self.asked = self.asked or with_grad
+        self.leaf_view = self.is_parameter = self.transformed = False
+        if with_grad:
+            self.grad_enabled, self.inference = True, False
+        self.repeats = with_grad
+
+    def made_by(self, node: Any) -> None:
+        """Note the name of the autograd node that has made its newest tensor."""
+        kind = type(node)
+        self.grad_fn_found = node.name()
+        self.node_class = kind if kind.__name__ != _SHARED_CLASS else None
 
     def see_values(self, values: Pending, occurrence: int, backlog: Backlog) -> None:
         """Keep the statistics of an occurrence's values, unless those kept show where things went wrong."""

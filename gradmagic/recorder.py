@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
@@ -31,7 +31,6 @@ from .operations import (
     argument_of,
     changes_in_place,
     factor_of,
-    inside_transform,
     lasts,
     op_name,
     tensors_in,
@@ -69,6 +68,8 @@ _HOLDS_TENSORS = (Tensor, tuple, list, dict)
 _FUNCTIONS = 4_096
 """So many torch functions are known at most."""
 _tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
+_other_modes = torch._C._len_torch_function_stack
 _KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 
 
@@ -187,12 +188,12 @@ class Recorder(Repeats, TorchFunctionMode):
 
     # ---- the hot path
 
-    def __torch_function__(
+    def __torch_function__(  # noqa: C901 - split, it would cost 60 ns a part
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a torch call and record the tensors it makes."""
         __tracebackhide__ = True
-        if is_compiling():  # dynamo follows the code up to here and takes in the call alone
+        if is_dynamo_compiling() or torch.compiler._is_compiling_flag:  # dynamo takes in the call alone
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         frame = sys._getframe(1)
@@ -206,7 +207,7 @@ class Recorder(Repeats, TorchFunctionMode):
         except Exception:  # noqa: BLE001 - a callable of the person's, which cannot be hashed
             known = TorchFunction(func), None
         function, interceptor = known or self._learn(func)
-        transforming = inside_transform()
+        transforming = _transforms_active()
         try:
             if interceptor is None or transforming:
                 result = call(func, args, kwargs)
@@ -219,16 +220,15 @@ class Recorder(Repeats, TorchFunctionMode):
         kind = type(result)
         if kind is Tensor or function.leaves_torch or result is None or isinstance(result, _HOLDS_TENSORS):
             try:
+                in_short = kind is Tensor and function.plain and not transforming and not kwargs
+                # Where there is no other mode, nobody sees how plain tensors are looked at; to hide it takes 0.4 us.
+                seen = _other_modes()
+                if in_short and not seen and self.record_again(frame, function.name, args, result):
+                    return result
                 with torch._C.DisableTorchFunction():
                     if function.leaves_torch:
                         self._left_torch(function.name, args)
-                    elif not (
-                        kind is Tensor
-                        and function.plain
-                        and not transforming
-                        and not kwargs
-                        and self.record_again(frame, function.name, args, result)
-                    ):
+                    elif not (in_short and seen and self.record_again(frame, function.name, args, result)):
                         self._record(func, function, args, kwargs, result)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not become the person's
                 self.fault(function.name, error)

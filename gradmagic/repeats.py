@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .answers import KeptAnswer
 from .entries import DEEPEST, OCCURRENCE
 from .places import Entry, Place, version_of
 from .statistics import ACTIVATIONS
@@ -47,7 +48,8 @@ class Repeats(Tensors):
         known = entries.get(key)
         if known is not None and known() is result:
             return False
-        parents = []
+        parents = place.parents
+        new = None
         differentiable = False
         depth = self._depth = 1
         for number, tensor in enumerate(args):
@@ -69,9 +71,10 @@ class Repeats(Tensors):
                 and version == tensor._version
                 and (asks or parent.constant_use is not None)
             ):
-                parents.append(parent.index)
+                if parent.index not in parents:
+                    new = (*(new or ()), parent.index)
             elif (used := self.used(tensor, path, (number, len(args)))) is not None:
-                parents.append(used.index)
+                new = (*(new or ()), used.index)
                 entry = entries.get(id(tensor))
             if asks:
                 differentiable = True
@@ -82,10 +85,13 @@ class Repeats(Tensors):
         self._depth = depth
         if not self._occurs_again(place, result, known):
             return False
-        place.parents.update(parents)
+        if new is not None:
+            parents.update(new)
         place.input_requires_grad = differentiable
         if differentiable and name in NOTED:
-            self.note_operation(name, args, {}, result)
+            kept = place.activity
+            if type(kept) is not KeptAnswer or not place.requires_grad or not kept.takes(result):
+                self.note_operation(name, args, {}, result)
         return True
 
     def _occurs_again(self, place: Place, tensor: Tensor, gone: Entry | None) -> bool:
@@ -113,27 +119,28 @@ class Repeats(Tensors):
         self.clock = place.last_clock = self.clock + 1
         entry.depth = self._depth
         entry.gradient_of = entry.kept = None
-        place.is_leaf = node is None
-        place.requires_grad = entry.requires_grad = node is not None
-        place.asked = place.asked or node is not None
-        entry.given = place.leaf_view = place.is_parameter = place.transformed = False
+        entry.given = False
+        entry.requires_grad = node is not None
+        if place.repeats is not entry.requires_grad:
+            place.will_repeat(entry.requires_grad)
         if (dtype := tensor.dtype) is not place.dtype_found:
             place.dtype_found = dtype
             place.is_floating = dtype.is_floating_point or dtype.is_complex
         place.device_found = tensor.device
-        place.grad_enabled = _is_grad_enabled()
         place.newest = entry
         entries = self._entries
         if gone is not None:
             del entries[id(tensor)]  # it stands at the end
         entries[id(tensor)] = entry
         if node is None:
+            place.grad_enabled = _is_grad_enabled()
             place.inference = tensor.is_inference()
             entry.version = version_of(tensor)
         else:
-            place.inference = False
             entry.version = tensor._version
-            place.grad_fn_found = node.name()
+            # Nodes of one class have one name, and to ask for it takes 1 us.
+            if type(node) is not place.node_class:
+                place.made_by(node)
             mark = occurrence << OCCURRENCE | place.index
             self._non_leaves[mark] = entry
             if tensor.output_nr or node.metadata.setdefault(self.mark, mark) is not mark:

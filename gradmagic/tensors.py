@@ -47,6 +47,7 @@ class Tensors(Entries):
         clock: number of events so far.
         with_values: statistics of every tensor's own values are taken as well.
         mark: key of the marks in ``node.metadata``.
+        first_node: sequence number of the first autograd node that is made from now on.
     """
 
     _paths_kind: type[Paths] = Paths
@@ -81,7 +82,7 @@ class Tensors(Entries):
         """Marks of the nodes that lie deeper than `DEEPEST`, by the number autograd has given them."""
         self._sequence: list[tuple[int, int]] = []
         """Sequence number of the autograd node and index of each non-leaf's place, as they were first made."""
-        self._first_node: int = torch._C._autograd._get_sequence_nr()
+        self.first_node: int = torch._C._autograd._get_sequence_nr()
         self._transformed = (0, 0)
         """Sequence numbers between which transforms of torch.func have made nodes."""
 
@@ -100,7 +101,7 @@ class Tensors(Entries):
 
     def is_new(self, node: Any) -> bool:
         """Whether an autograd node was made since recording began."""
-        return bool(node._sequence_nr() >= self._first_node)
+        return bool(node._sequence_nr() >= self.first_node)
 
     def settle(self) -> None:
         """Let every device finish, and read what waits."""
@@ -396,7 +397,7 @@ class Tensors(Entries):
 
         Where that is one tensor, as nearly always, with a number: a dictionary and a tuple take 300 bytes a node more.
         """
-        place.grad_fn_found = node.name()
+        place.made_by(node)
         mark = mark_of((place.index, occurrence))
         output = tensor.output_nr
         if output or node.metadata.setdefault(self.mark, mark) is not mark:
@@ -408,7 +409,7 @@ class Tensors(Entries):
         place = self._place(self.paths.applied(node) or path, name, ())
         place.count += 1
         place.requires_grad = place.input_requires_grad = place.is_floating = True
-        place.grad_fn_found = node.name()
+        place.made_by(node)
         metadata = node._input_metadata[0]
         place.shape_found, place.dtype_found = plain_sizes(metadata.shape), metadata.dtype
         node.metadata[self.mark] = mark_of((place.index, place.count - 1))
