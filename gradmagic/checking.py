@@ -151,6 +151,11 @@ def _why_unknown(row: TensorRow) -> str:
         return f"`{row.label}` has no gradient to compare with{f': {row.note}' if row.note else '.'}"
     if row.tensor is None:
         return f"{at(row)} is gone, and its gradient with it; a tensor that still has a name keeps it."
+    if row.kind == "non-leaf" and not row.note:
+        return (
+            f"`{row.label}.grad` is not there: a gradient is kept where something holds the tensor, or with "
+            f"`%%gradtrace --check` where only the graph does. `{row.label}` is made at {row.location}."
+        )
     return f"`{row.label}.grad` is not there any more{f': {row.note}' if row.note else '.'}"
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import cache
+from sys import getrefcount
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from .places import Entry
+from .stored import out_of_sight
 
 DEEPEST = 20_000
 """Autograd nodes deeper than this are left alone.
@@ -27,11 +32,16 @@ _Key = TypeVar("_Key")
 
 
 class Entries:
-    """What is known of each tensor object."""
+    """What is known of each tensor object.
+
+    Attributes:
+        keeps_saved: tensors that nothing but a graph holds count as held.
+    """
 
     def __init__(self) -> None:
         """Start without any."""
         super().__init__()
+        self.keeps_saved = False
         self._entries: dict[int, Entry] = {}
         self._learning: dict[int, Entry] = {}
         """Of the leaves that require a gradient, by their ``id``."""
@@ -66,10 +76,10 @@ class Entries:
             if tensor is not None and tensor.requires_grad and tensor.is_leaf and self.entry(tensor) is entry:
                 yield tensor, entry
 
-    def may_be_alive(self, mark: int | None) -> bool:
-        """Whether the non-leaf with this mark may still exist: quickly, since most do not."""
+    def is_held(self, mark: int | None) -> bool:
+        """Whether the person can still reach the non-leaf with this mark: quickly, since most are gone."""
         entry = self._non_leaves.get(mark) if mark is not None else None
-        return entry is not None and entry() is not None
+        return entry is not None and self._is_held(entry)
 
     def of(self, mark: int) -> tuple[Tensor | None, Entry | None]:
         """The non-leaf with this mark on the node that has made it, if it still exists."""
@@ -78,6 +88,17 @@ class Entries:
         if tensor is None or self.entry(tensor) is not entry or not tells_its_history(tensor):
             return None, None
         return tensor, entry
+
+    def held(self) -> Iterator[tuple[Tensor, Entry]]:
+        """Of those that `alive` gives the ones that the person can still reach."""
+        for entry in list(self._entries.values()):
+            if entry.place is not None and self._is_held(entry):
+                tensor = entry.ref()
+                if tensor is not None and tells_its_history(tensor):
+                    yield tensor, entry
+
+    def _is_held(self, entry: Entry) -> bool:
+        return entry() is not None if self.keeps_saved else is_held(entry)
 
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""
@@ -99,6 +120,42 @@ def mark_of(owner: tuple[int, int]) -> int:
 
 def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
     return {key: entry for key, entry in entries.items() if entry() is not None}
+
+
+def is_held(entry: Entry) -> bool:
+    """Whether anything but an autograd graph holds a tensor: a variable, a list, another object. May say so wrongly.
+
+    What an operation has saved for backward is still there in Python, although nobody can reach it: every activation
+    of a network, until its graph is gone. Older releases of PyTorch do not tell it from one that a variable holds.
+    """
+    if entry() is None:
+        return False
+    ours = references_of_ours()
+    return ours is None or _references(entry) > ours
+
+
+def _references(find: Callable[[], Tensor | None]) -> int:
+    """References to a tensor, all that C++ holds of it left out: that is one, as soon as it holds more than itself."""
+    tensor = find()
+    graphs: bool = tensor._use_count() > 1  # type: ignore[union-attr]  # PyTorch's stubs leave it out; and it is alive
+    return getrefcount(tensor) - graphs
+
+
+@cache
+def references_of_ours() -> int | None:
+    """How many of what `_references` counts are its own, which differs between releases of Python.
+
+    None where PyTorch does not count what C++ holds.
+    """
+    with out_of_sight(), torch.inference_mode(mode=False), torch.enable_grad():
+        held = [torch.ones((), requires_grad=True) * 1]
+        if not hasattr(held[0], "_use_count"):
+            return None
+        find = weakref.ref(held[0])
+        alone = _references(find)
+        graph = held[0] * held[0]
+        saved = _references(find)
+        return alone - 1 if saved == alone and graph.requires_grad else None
 
 
 def is_deep(entry: Entry) -> bool:

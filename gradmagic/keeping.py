@@ -27,17 +27,17 @@ Kept = dict[int, Entry]
 
 
 def retain(tensors: Tensors) -> None:
-    """Ask PyTorch to keep ``.grad`` of every non-leaf that is still alive.
+    """Ask PyTorch to keep ``.grad`` of every non-leaf that the person can still reach.
 
     Not done at birth: retain_grad does not follow every in-place operation (``t_``, ``squeeze_``, ``unsqueeze_``...)
     to the newest version.
     """
     with torch._C.DisableTorchFunction():
         tensors.sweep()
-        alive = list(tensors.alive())
-        deep = [entry for _, entry in alive if is_deep(entry)]
+        held = list(tensors.held())
+        deep = [entry for _, entry in held if is_deep(entry)]
         too_many = set(map(id, deep[:-_DEEP]))
-        for tensor, entry in alive:
+        for tensor, entry in held:
             if id(entry) not in too_many and _wants_gradient(tensor) and _can_keep(tensor, entry):
                 try:
                     tensor.retain_grad()
@@ -49,6 +49,8 @@ def kept_by(tensors: Tensors, node: Any, marks: Mapping[int, int]) -> Kept | Non
     """The tensors that a node has made, by the marks of its outputs, and whose gradients a pass over it will bring."""
     found: Kept | None = None
     for output, mark in marks.items():
+        if not tensors.is_held(mark):
+            continue
         tensor, entry = tensors.of(mark)
         if tensor is None or entry is None:
             continue

@@ -210,6 +210,7 @@ def _prepared(job: _Job) -> tuple[trace, _Screen, FunctionWatch | None]:
         cell=source,
         thresholds=job.defaults.thresholds(),
         never_root=_derived(job) if options.check is not None else None,
+        keep_saved=options.check is not None,
     )
     if not options.gradcheck:
         return run, screen, None

@@ -257,7 +257,10 @@ class TensorRow:
 
     @property
     def tensor(self) -> Any:
-        """The live tensor of the last occurrence, or None when it is gone (a weak look-up)."""
+        """The live tensor of the last occurrence, or None when it is gone (a weak look-up).
+
+        Where nothing but the graph holds it, since it was saved for backward, it has no ``.grad``; see `trace`.
+        """
         return self.find_tensor()
 
 

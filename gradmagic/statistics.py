@@ -264,8 +264,7 @@ def reductions(data: Tensor, rows: bool = False) -> list[Tensor]:
 
     Args:
         data: the numbers, on the CPU, as they lie in memory.
-        rows: of each row of a matrix, to the bit what each of them would give alone. Then NaNs and infinities are
-            always counted.
+        rows: of each row of a matrix, to the bit what each of them would give alone.
     """
     data = _wide(data)
     size: Any = data.abs() if data.is_complex() else data
@@ -276,9 +275,7 @@ def reductions(data: Tensor, rows: bool = False) -> list[Tensor]:
     numbers = [norm, size.mean(**over), low, high, _nonzeros(data, rows)]
     # A finite norm proves that every element is finite, and saves two passes over the data.
     finite = bool(norm.isfinite().all()) if rows else math.isfinite(norm.item())
-    if not finite:
-        return [*numbers, size.isnan().sum(**over), size.isinf().sum(**over)]
-    return [*numbers, *[torch.zeros_like(numbers[-1])] * 2] if rows else numbers
+    return numbers if finite else [*numbers, size.isnan().sum(**over), size.isinf().sum(**over)]
 
 
 def _nonzeros(data: Tensor, rows: bool) -> Tensor:

@@ -77,6 +77,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         cell: CellSource | None = None,
         thresholds: Thresholds = USUAL,
         never_root: Callable[[Collection[str]], Collection[str]] | None = None,
+        keep_saved: bool = False,
     ) -> None:
         """Prepare a trace.
 
@@ -91,6 +92,8 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
             cell: the notebook cell that runs inside, for line numbers; by default the caller's own file.
             thresholds: from where on what vanishes, explodes, is dead or saturated is worth a finding.
             never_root: of the names of all tensors, those of tensors that ``auto`` does not choose as the root.
+            keep_saved: keep ``.grad`` also on tensors that nothing but the graph holds, since an operation has saved
+                them for backward: `Report.check` compares them too then. Takes as much memory as they do.
         """
         self.report: Report | None = None
         self.fault: Exception | None = None
@@ -102,6 +105,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         self._cell = cell
         self._thresholds = thresholds
         self._never_root = never_root
+        self._keep_saved = keep_saved
         self._offered: object = None
         self._state: _Running | None = None
 
@@ -130,6 +134,7 @@ class trace:  # noqa: N801  # reads as a verb, like torch.no_grad
         variables = _Variables(self._namespace, frame)
         kind = TaskRecorder if frame.f_code.co_flags & _ASYNC else Recorder
         recorder = kind(frame.f_back, ledger.interceptors(), variables.now, self._values)
+        recorder.keeps_saved = self._keep_saved
         ledger.watch(recorder)
         own_file = self._cell.file if self._cell is not None else frame.f_code.co_filename
         sources = Sources(self._cell, own_file, library_folders(torch, _our_module, typing_extensions))

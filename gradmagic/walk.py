@@ -106,13 +106,14 @@ class Step:
 class Kind:
     """What nodes of one type have in common. To ask each of them would cost 0.5 us a node."""
 
-    __slots__ = ("is_leaf", "is_persons", "is_risky", "name")
+    __slots__ = ("is_leaf", "is_persons", "is_risky", "is_usual", "name")
 
     def __init__(self, node: Any) -> None:
         self.name = str(node.name()).removeprefix("torch::autograd::")
         self.is_leaf = node.name() == _ACCUMULATE
         self.is_persons = isinstance(node, BackwardCFunction)
         self.is_risky = is_risky(self.name)
+        self.is_usual = not self.is_leaf and not self.is_persons
 
 
 @dataclass(slots=True)

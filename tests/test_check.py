@@ -17,6 +17,7 @@ from test_hostile import PAYLOADS
 
 from gradmagic.checking import checked
 from gradmagic.checks import GradientCheck, GradientChecks
+from gradmagic.entries import references_of_ours
 from gradmagic.pairing import PATTERNS, checked_patterns, derived_names, parsed_pairs, subjects
 from gradmagic.render.checks import render_html, render_text
 from gradmagic.render.function_checks import render_text as functions_text
@@ -461,6 +462,27 @@ def test_pairs_stand_behind_the_option_with_or_without_commas(shell: Session) ->
         out = shell.run(f"%gradtrace --check {pairs} -b loss loss = (w * 3).sum()").stdout
         assert "check  2 gradients: 1 exact, 1 wrong" in out
         assert "`own` has the wrong sign" in out
+
+
+INSIDE = """import torch
+w = torch.full((4, 4), 0.1, requires_grad=True)
+def layers(x):
+    saved = torch.tanh(x @ w)
+    return saved @ w
+loss = layers(w).sum()
+dsaved = torch.ones(4, 4) @ w.detach().T
+"""
+
+
+@pytest.mark.parametrize("backward", ["", "loss.backward(retain_graph=True)\n"])
+def test_what_is_derived_for_a_variable_of_a_function_that_has_ended_is_compared(shell: Session, backward: str) -> None:
+    """Only the graph holds `saved`, which gets no `.grad` where nobody checks it."""
+    assert "check  1 gradient: 1 exact" in shell.run("%%gradtrace --check\n" + INSIDE + backward).stdout
+    if references_of_ours() is not None:
+        report, namespace = run_traced(INSIDE + backward)
+        (unknown,) = report.check(namespace=namespace)
+        assert unknown.verdict == "not_checked"
+        assert "or with `%%gradtrace --check` where only the graph does" in unknown.message
 
 
 def test_options_that_cannot_be_are_told_before_the_cell_runs(shell: Session) -> None:

@@ -16,6 +16,7 @@ from plain import run_plain, run_traced
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
+from gradmagic.entries import references_of_ours
 from gradmagic.tracing import trace
 
 Cell = Callable[[dict[str, Any]], None]
@@ -305,3 +306,58 @@ def test_an_optimizer_steps_although_the_collector_ends_a_guest_in_the_midst_of_
     assert w.tolist() == [0.5, 0.5]
     optimizer.step()
     assert len(_global_optimizer_pre_hooks) == before
+
+
+LAYERS = """
+import weakref
+w = torch.full((4, 4), 0.1, requires_grad=True)
+refs = []
+def layers(x):
+    saved = torch.tanh(x @ w)
+    refs.append(weakref.ref(saved))
+    held = HOLDER
+    return saved @ w, held
+out, held = layers(w)
+loss = out.sum()
+"""
+
+
+@pytest.mark.skipif(references_of_ours() is None, reason="this PyTorch does not tell what only a graph holds")
+@pytest.mark.parametrize("backward", ["", "loss.backward(retain_graph=True)"])
+def test_what_only_the_graph_holds_gets_a_row_but_no_grad(backward: str) -> None:
+    """A network's activations are saved for backward: gradients kept on all of them would take as much memory again."""
+    source = LAYERS.replace("HOLDER", "None")
+    plain = run_plain(source).namespace
+    report, namespace = run_traced(source + backward)
+    saved = namespace["refs"][0]()
+    assert saved is not None, "the graph does not hold it"
+    assert not saved.retains_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a look at the .grad of a non-leaf
+        assert saved.grad is None
+    assert report["saved"].grad is not None
+    assert torch.equal(namespace["w"].grad, plain["w"].grad)
+
+
+@pytest.mark.parametrize("backward", ["", "loss.backward(retain_graph=True)"])
+@pytest.mark.parametrize(
+    "holder",
+    [
+        "saved",
+        "[saved, w]",
+        "{'a': (saved,)}",
+        "lambda: saved",
+        "type('Box', (), {'h': saved})",
+        "(each for each in [saved])",
+    ],
+)
+def test_what_an_object_of_any_kind_holds_gets_its_grad(holder: str, backward: str) -> None:
+    """It needs no name of its own, and that it is saved for backward as well makes no difference."""
+    source = LAYERS.replace("HOLDER", holder)
+    plain: dict[str, Any] = {"torch": torch}
+    exec(source, plain)
+    (expected,) = torch.autograd.grad(plain["loss"], plain["refs"][0]())
+    _, namespace = run_traced(source + backward)
+    found = namespace["refs"][0]().grad
+    assert found is not None
+    assert torch.equal(found, expected)
