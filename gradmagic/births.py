@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, Protocol
@@ -28,7 +28,7 @@ Owner = tuple[int, int]
 
 _TELLS_PACKED = hasattr(torch._C._autograd.SavedTensor, "data")
 """Whether a saved tensor tells, without unpacking, that hooks of the person's have packed it."""
-_ZERO, _BAD = 1, 2
+_FINE, _ZERO, _BAD = range(3)
 _KEPT = 8
 """So many births of each kind are kept for a pass; the first ones are the causes."""
 
@@ -179,21 +179,21 @@ class BirthWatch:
     def judge(self) -> None:
         """All numbers are known: go through the pass again."""
         if self._bad or self._zeros:
-            ran: set[int] = set()
             for key, count in Counter(self.order).items():  # in the order of first arrival
-                ran.add(key)
-                self._judge(key, count, ran)
+                self._states[key] = self._judge(key, count)
         self.order, self._nodes = [], {}
 
-    def _judge(self, key: int, count: int, ran: Container[int]) -> None:
+    def _judge(self, key: int, count: int) -> int:
+        """The state of a node; those that ran before it have been judged."""
         bad = key in self._bad
         if not bad and self._zeros.get(key, 0) < count:
-            return
-        state = self._states[key] = _BAD if bad else _ZERO
-        givers = [giver for giver in self._nodes[key].consumers if giver in ran] if key in self._nodes else []
-        inherited = [self._states.get(giver) in ((_BAD,) if bad else (_ZERO, _BAD)) for giver in givers]
+            return _FINE
+        state = _BAD if bad else _ZERO
+        givers = [giver for giver in self._nodes[key].consumers if giver in self._states] if key in self._nodes else []
+        inherited = [self._states[giver] in ((_BAD,) if bad else (_ZERO, _BAD)) for giver in givers]
         if givers and not (any(inherited) if bad else all(inherited)):
             self._born(key, state, givers)
+        return state
 
     def _born(self, key: int, state: int, givers: Sequence[int]) -> None:
         owner = self._nodes[key].owner

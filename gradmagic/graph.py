@@ -147,8 +147,6 @@ class Listener:
         self.complete = True
         self.reached: set[int] = set()
         self.received_by: set[int] = set()
-        self._usual: dict[int, int] = {}
-        """Of nodes with one output, which Python got and of which nothing more is to be known: their marks."""
         self.watch = BirthWatch(recorder.backlog, recorder.fault)
         self.gathering = Gathering(recorder.backlog, self.watch, recorder.fault, recorder.places)
         self.nodes = NodeCount()
@@ -196,7 +194,7 @@ class Listener:
                 if keep and is_held(mark):
                     step.kept = kept_by(self._recorder, node, step.marks())
                 if step.kept is None:
-                    self._usual[key] = mark
+                    step.usual = mark
                     if not kind.is_risky and step.outputs == 1 and not again and node._sequence_nr() >= first_node:
                         share(node)
                         continue
@@ -219,7 +217,7 @@ class Listener:
         hook = partial(self._arrived_somewhere, output)
         if output or not self.gathering.waits:
             return hook
-        return self.gathering.hook(self._usual, self.received_by, hook)
+        return self.gathering.hook(self.steps, self.received_by, hook)
 
     def _kind(self, node: Any) -> Kind:
         kind = self._kinds.get(type(node))
@@ -270,7 +268,7 @@ class Listener:
         """The pass is over: make numbers of the gradients that still wait."""
         self.gathering.settle()
         self._recorder.backlog.when_known(None, self.watch.judge)
-        self.steps, self._usual = {}, {}
+        self.steps = {}
 
     def _listen_as_usual(self, step: Step, mark: int) -> None:
         """A node of PyTorch's own with one output that Python got: like `_listen` in short, 0.6 us instead of 1.4."""

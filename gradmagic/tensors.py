@@ -8,6 +8,7 @@ references to tensors are kept.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any
@@ -30,6 +31,8 @@ FOLDED_OUTPUTS = 32
 HELD = (-1, 0)
 """In place of an argument: the tensor was found in a variable of the person, not in a call."""
 _FAULTS = 100
+_traces = itertools.count()
+"""Tells the marks of traces apart. A dictionary whose keys are text is smaller: by 40 bytes a node."""
 _WORDS = 200
 """So many letters of an error are kept."""
 _ON_A_VIEW = "on a view"
@@ -70,7 +73,7 @@ class Tensors(Entries):
         self.faults: dict[str, int] = {}
         self.clock = 0
         self.with_values = with_values
-        self.mark = object()
+        self.mark = f"gradmagic {next(_traces)}"
         self._variables = variables
         self._by_key: dict[tuple[int, str, Position], Place] = {}
         self._leaves: dict[tuple[object, ...], list[Place]] = {}

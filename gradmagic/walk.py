@@ -34,6 +34,7 @@ class Step:
         inner: which inner step it is, if not.
         layout: for that of a leaf, the memory layout in which its gradient is stored.
         kept: the tensors whose ``.grad`` this pass brings.
+        usual: the mark again, where nothing is to be done but to measure what arrives at its first output.
         seen: the statistics of a gradient that arrived here, with the address of its numbers and their version.
     """
 
@@ -49,6 +50,7 @@ class Step:
         "others",
         "outputs",
         "seen",
+        "usual",
     )
 
     def __init__(self, node: Any, consumer: int | None, output: int) -> None:
@@ -62,6 +64,7 @@ class Step:
         self.mark: int | None = None
         self.others: dict[int, Owner] | None = None
         self.inner: InnerNode | None = None
+        self.usual: int | None = None
         self.layout: tuple[int, ...] | None = None
         self.kept: Kept | None = None
         self.seen: tuple[Pending, int, int] | None = None
