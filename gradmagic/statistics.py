@@ -20,8 +20,6 @@ _REDUCED = 7
 """So many numbers describe a gradient that is not on the CPU."""
 _COUNTED = 2**24
 """Up to here float32 counts exactly."""
-_VECTORISED = 8_192
-"""From so many elements on, amin and amax are faster than aminmax, which is not vectorised: 3 times for 4 million."""
 _MOST_PACKED = 8 * 255
 """So many truth values can be added up in eight bytes, of which none overflows."""
 _PACKED = 8 * 128
@@ -270,8 +268,8 @@ def reductions(data: Tensor, rows: bool = False) -> list[Tensor]:
     size: Any = data.abs() if data.is_complex() else data
     over: dict[str, Any] = {"dim": 1} if rows else {}
     norm = torch.linalg.vector_norm(data, **over)
-    many = rows or data.numel() > _VECTORISED
-    low, high = (size.amin(**over), size.amax(**over)) if many else torch.aminmax(size)
+    # Over all elements one call is faster, from 1.1 times for 4 million to 1.5; over rows it takes 15 times as long.
+    low, high = (size.amin(**over), size.amax(**over)) if rows else torch.aminmax(size)
     numbers = [norm, size.mean(**over), low, high, _nonzeros(data, rows)]
     # A finite norm proves that every element is finite, and saves two passes over the data.
     finite = bool(norm.isfinite().all()) if rows else math.isfinite(norm.item())
@@ -306,6 +304,8 @@ def _packed(truths: Tensor) -> Tensor:
 
 def _wide(data: Tensor) -> Tensor:
     """At least float32: norms of half precision overflow."""
+    if data.dtype is torch.float32:
+        return data  # as nearly always: to find that out below takes 2 us
     return data.to(torch.promote_types(data.dtype, torch.float32))
 
 
