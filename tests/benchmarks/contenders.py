@@ -49,14 +49,12 @@ class _Retaining(TorchFunctionMode):
         return result
 
 
-class _Reducing(TorchFunctionMode):
-    """The five numbers of the table for each gradient, once where it is only passed on: what exact statistics cost."""
+class _Hooking(TorchFunctionMode):
+    """A hook that does nothing on each gradient: what it costs to be told of all of them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[int, RemovableHandle] = {}
-        self.numbers: list[tuple[Tensor, ...]] = []
-        self.last = (0, 0)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,6 +67,18 @@ class _Reducing(TorchFunctionMode):
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf and id(tensor) not in self.leaves:
                 self.leaves[id(tensor)] = tensor.register_hook(self.note)
         return result
+
+    def note(self, grad: Tensor) -> None:
+        """A gradient has arrived."""
+
+
+class _Reducing(_Hooking):
+    """The five numbers of the table for each gradient, once where it is only passed on: what exact statistics cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[tuple[Tensor, ...]] = []
+        self.last = (0, 0)
 
     def note(self, grad: Tensor) -> None:
         """Take the numbers, and leave them where they are until the end."""
@@ -90,13 +100,23 @@ def floor(prepared: Prepared) -> None:
         prepared.run()
 
 
+def hooks(prepared: Prepared) -> None:
+    """Under a mode that is told of each gradient, and does nothing with it."""
+    _run_hooked(prepared, _Hooking())
+
+
 def reductions(prepared: Prepared) -> list[float]:
     """Under a mode that takes the table's numbers of each gradient, and nothing else: no names, places or reasons."""
-    with _Reducing() as mode:
+    mode = _Reducing()
+    _run_hooked(prepared, mode)
+    return [number.item() for numbers in mode.numbers for number in numbers]
+
+
+def _run_hooked(prepared: Prepared, mode: _Hooking) -> None:
+    with mode:
         prepared.run()
     for handle in mode.leaves.values():
         handle.remove()
-    return [number.item() for numbers in mode.numbers for number in numbers]
 
 
 def by_hand(prepared: Prepared) -> list[list[float]]:
@@ -175,6 +195,7 @@ RUNS: Mapping[str, Callable[[Prepared, Now], float]] = MappingProxyType(
     {
         "plain": partial(_whole, plain),
         "floor": partial(_whole, floor),
+        "hooks": partial(_whole, hooks),
         "reductions": partial(_whole, reductions),
         "by hand": partial(_whole, by_hand),
         "gradtrace": partial(_whole, gradtrace),
