@@ -41,6 +41,9 @@ def milliseconds(spread: Spread) -> str:
     return f"{median} ms ({least} to {largest})"
 
 
-def megabytes(number: float | None) -> str:
-    """A difference in memory: ``+12 MB``."""
-    return "–" if number is None else f"{number / 1e6:+.0f} MB"
+def megabytes(spread: Spread | None) -> str:
+    """A difference in memory: ``+12 MB (+9 to +15)``."""
+    if spread is None:
+        return "–"
+    median, least, largest = (f"{number / 1e6:+.0f}" for number in (spread.median, spread.least, spread.largest))
+    return f"{median} MB ({least} to {largest})"

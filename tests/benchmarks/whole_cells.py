@@ -10,10 +10,11 @@ from .table import Table, megabytes, milliseconds, times
 from .turns import How, Spread, ratio, seconds
 
 _CONTENDERS = ("plain", "floor", "by hand", "gradtrace")
-_COLUMNS = ("load", "plain", "floor: a mode that does nothing", "by hand", "gradtrace", "by hand", "gradtrace")
+_MEASURED = ("plain", "by hand", "gradtrace")
+_COLUMNS = ("load", "plain", "floor: a mode that does nothing", "by hand", "gradtrace", *_MEASURED)
 _BELOW = ("hooks", "reductions", "gradtrace")
 _PEAKS = 5
-"""So many processes: in some of them, by chance, the allocator takes 15 MB more for W1, also for the plain cell's."""
+"""So many processes: by chance the allocator takes twice the memory in some, for the plain cell of W1 and W5 too."""
 
 
 def whole_cells(loads: Sequence[Load], how: How) -> Table:
@@ -31,7 +32,7 @@ def whole_cells(loads: Sequence[Load], how: How) -> Table:
 def _peaks(load: Load) -> dict[str, list[float]]:
     """Bytes beyond the least of the plain cell."""
     found = {}
-    for name in ("plain", "by hand", "gradtrace"):
+    for name in _MEASURED:
         measured = [peak(load, name) for _ in range(_PEAKS)]
         found[name] = [number for number in measured if number is not None]
     base = min(found["plain"], default=0.0)
@@ -39,13 +40,13 @@ def _peaks(load: Load) -> dict[str, list[float]]:
 
 
 def _add(table: Table, load: Load, found: dict[str, list[float]], peaks: Mapping[str, Sequence[float]]) -> None:
-    extra = {name: min(numbers, default=None) for name, numbers in peaks.items()}
+    extra = {name: Spread.of(numbers) if numbers else None for name, numbers in peaks.items()}
     table.rows.append(
         [
             f"{load.key} {load.title}",
             milliseconds(Spread.of(found["plain"])),
             *(times(ratio(found, name)) for name in _CONTENDERS[1:]),
-            *(megabytes(extra[name]) for name in ("by hand", "gradtrace")),
+            *(megabytes(extra[name]) for name in _MEASURED),
         ]
     )
     about = {"load": load.key, "sizes": dict(load.sizes), "device": load.device, "dtype": load.dtype}
