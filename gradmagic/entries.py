@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from sys import getrefcount
 from typing import TypeVar
@@ -91,21 +91,14 @@ class Entries:
 
     def held(self) -> Iterator[tuple[Tensor, Entry]]:
         """Of those that `alive` gives the ones that the person can still reach."""
-        for entry in list(self._entries.values()):
-            if entry.place is not None and self._is_held(entry):
-                tensor = entry.ref()
-                if tensor is not None and tells_its_history(tensor):
-                    yield tensor, entry
+        return _with_tensors(entry for entry in list(self._entries.values()) if self._is_held(entry))
 
     def _is_held(self, entry: Entry) -> bool:
-        return entry() is not None if self.keeps_saved else is_held(entry)
+        return entry() is not None if self.keeps_saved else _is_held_beside_graph(entry)
 
     def alive(self) -> Iterator[tuple[Tensor, Entry]]:
         """Every recorded tensor that still exists, in the order it was last made."""
-        for entry in list(self._entries.values()):
-            tensor = entry.ref()
-            if tensor is not None and entry.place is not None and tells_its_history(tensor):
-                yield tensor, entry
+        return _with_tensors(list(self._entries.values()))
 
 
 def owner_of(mark: int) -> tuple[int, int]:
@@ -122,7 +115,14 @@ def _of_those_alive(entries: dict[_Key, Entry]) -> dict[_Key, Entry]:
     return {key: entry for key, entry in entries.items() if entry() is not None}
 
 
-def is_held(entry: Entry) -> bool:
+def _with_tensors(entries: Iterable[Entry]) -> Iterator[tuple[Tensor, Entry]]:
+    for entry in entries:
+        tensor = entry.ref()
+        if tensor is not None and entry.place is not None and tells_its_history(tensor):
+            yield tensor, entry
+
+
+def _is_held_beside_graph(entry: Entry) -> bool:
     """Whether anything but an autograd graph holds a tensor: a variable, a list, another object. May say so wrongly.
 
     What an operation has saved for backward is still there in Python, although nobody can reach it: every activation

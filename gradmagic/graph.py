@@ -74,17 +74,11 @@ class _Hooks:
 
     def share(self, node: Any, outputs: int) -> None:
         """Listen to these outputs of a node that dies with its graph."""
-        for output in range(len(self._shared), outputs.bit_length()):
-            self._shared.append(self._stand_in(output))
-        for output in range(outputs.bit_length()):
+        while len(self._shared) < outputs.bit_length():
+            self._shared.append(self._stand_in(len(self._shared)))
+        for output, (_, tensor) in enumerate(self._shared):
             if outputs >> output & 1:
-                node._register_hook_dict(self._shared[output][1])
-
-    def share_first(self, node: Any) -> None:
-        """The same, for the first output alone."""
-        if not self._shared:
-            self._shared.append(self._stand_in(0))
-        node._register_hook_dict(self._shared[0][1])
+                node._register_hook_dict(tensor)
 
     def set(self, register: Callable[[Any], Any], hook: Any) -> None:
         """Set a hook; until its handle is noted, it is known where it may be."""
@@ -182,7 +176,7 @@ class Listener:
         """Hook every node; returns the leaves found, and whether there are custom Functions."""
         leaves: list[Tensor] = []
         theirs = False
-        kinds, share = self._kinds, self._hooks.share_first
+        kinds, share = self._kinds, self._hooks.share
         is_held, first_node, marked = self._recorder.is_held, self._recorder.first_node, self._recorder.mark
         for key, step in steps.items():
             node = step.node
@@ -196,7 +190,7 @@ class Listener:
                 if step.kept is None:
                     step.usual = mark
                     if not kind.is_risky and step.outputs == 1 and not again and node._sequence_nr() >= first_node:
-                        share(node)
+                        share(node, 1)
                         continue
             else:
                 self._listen(step, kind, leaves)

@@ -57,9 +57,8 @@ def _plain_name(name: str) -> str:
     return operators.get(bare) or (bare[1:] if bare in reflected else bare)
 
 
-def inside_transform() -> bool:
-    """Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
-    return torch._C._are_functorch_transforms_active()
+inside_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether torch.func (grad, vmap...) is running: its tensors are wrappers that live for the transform only."""
 
 
 class TorchFunction:

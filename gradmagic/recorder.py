@@ -31,6 +31,7 @@ from .operations import (
     argument_of,
     changes_in_place,
     factor_of,
+    inside_transform,
     lasts,
     op_name,
     tensors_in,
@@ -68,7 +69,6 @@ _HOLDS_TENSORS = (Tensor, tuple, list, dict)
 _FUNCTIONS = 4_096
 """So many torch functions are known at most."""
 _tracing_state = torch._C._get_tracing_state
-_transforms_active = torch._C._are_functorch_transforms_active
 _other_modes = torch._C._len_torch_function_stack
 _KEEPS_VALUES = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 
@@ -207,7 +207,7 @@ class Recorder(Repeats, TorchFunctionMode):
         except Exception:  # noqa: BLE001 - a callable of the person's, which cannot be hashed
             known = TorchFunction(func), None
         function, interceptor = known or self._learn(func)
-        transforming = _transforms_active()
+        transforming = inside_transform()
         try:
             if interceptor is None or transforming:
                 result = call(func, args, kwargs)

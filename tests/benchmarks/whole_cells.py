@@ -20,7 +20,7 @@ _PEAKS = 5
 def whole_cells(loads: Sequence[Load], how: How) -> Table:
     """The table of all loads."""
     table = Table(
-        "Time as a ratio to the plain cell: median (least to largest); and peak memory beyond it, the least of each",
+        "Time as a ratio to the plain cell; peak memory beyond the least of it: median (least to largest)",
         _COLUMNS,
     )
     for load in loads:
